@@ -1,0 +1,66 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { dirname, join, relative, resolve } from "node:path";
+import { expect, test } from "vitest";
+
+const SRC = resolve(import.meta.dirname, "../../src");
+
+/** Imports point down only; what stands here is the whole of the architecture's import table. */
+const BASE = ["bytes", "flow", "disk", "errors.ts"];
+const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
+  "errors.ts": [],
+  bytes: ["errors.ts"],
+  flow: ["bytes", "errors.ts"],
+  disk: ["bytes", "flow", "errors.ts"],
+  nbd: BASE,
+  store: BASE,
+  chunk: BASE,
+  image: ["nbd", ...BASE],
+  qemu: ["nbd", ...BASE],
+  libvirt: ["qemu", "nbd", ...BASE],
+  repository: ["chunk", "store", ...BASE],
+  backup: ["repository", "chunk", "store", "nbd", "qemu", "libvirt", "image", ...BASE],
+  restore: ["repository", "chunk", "store", "nbd", "image", ...BASE],
+  upkeep: ["restore", "repository", "chunk", "store", ...BASE],
+  serve: ["restore", "repository", "chunk", "store", "nbd", ...BASE],
+  "settings.ts": ["store", "nbd", ...BASE],
+  cli: [
+    "settings.ts",
+    "backup",
+    "restore",
+    "upkeep",
+    "serve",
+    "repository",
+    "chunk",
+    "store",
+    "nbd",
+    "image",
+    ...BASE,
+  ],
+};
+
+const files = readdirSync(SRC, { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith(".ts"));
+
+/** The specifiers of every static or dynamic import and re-export. */
+function importsOf(file: string): string[] {
+  const text = readFileSync(join(SRC, file), "utf8");
+  return [...text.matchAll(/(?:from|import)\s*\(?\s*"([^"]+)"/g)].map((match) => match[1]!);
+}
+
+function folderOf(file: string): string {
+  return file.split("/")[0]!;
+}
+
+test.each(files)("%s imports only what stands below it", (file) => {
+  const from = folderOf(file);
+  expect(MAY_IMPORT, `${from} is in the table`).toHaveProperty([from]);
+  for (const specifier of importsOf(file)) {
+    if (!specifier.startsWith(".")) continue;
+    const to = folderOf(relative(SRC, resolve(SRC, dirname(file), specifier)));
+    expect(to === from || MAY_IMPORT[from]!.includes(to), `${file} imports ${specifier}`).toBe(true);
+  }
+});
+
+test("only src/store knows the AWS SDK", () => {
+  const users = files.filter((file) => importsOf(file).some((name) => /^@(aws-sdk|smithy)\//.test(name)));
+  expect(users.filter((file) => folderOf(file) !== "store")).toEqual([]);
+});
