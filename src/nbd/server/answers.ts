@@ -1,0 +1,112 @@
+import type { Range } from "../../disk/disk.ts";
+import { endOf, mergeArriving, overlap, sameDirt, sameState } from "../../disk/extents.ts";
+import { AppError } from "../../errors.ts";
+import { AllocationFlag, DIRTY_FLAG } from "../constants.ts";
+import type { BlockStatus } from "../messages.ts";
+import type { SelectedContext } from "./meta-contexts.ts";
+import type { ReadPart } from "./replies.ts";
+import type { ServedDisk } from "./served-disk.ts";
+
+/** A read whose range is in more pieces than this is answered as data throughout: holes would cost more. */
+const PARTS_MAX = 64;
+
+/**
+ * Reads a range.
+ *
+ * @param whole one piece of data, zeros included, because the client cannot take fragments or holes.
+ * @returns pieces in order that cover the range; none for an empty one.
+ */
+export async function readParts(
+  disk: ServedDisk,
+  range: Range,
+  whole: boolean,
+  signal: AbortSignal,
+): Promise<ReadPart[]> {
+  if (range.length === 0) return [];
+  const plan = whole ? [range] : await dataAndHoles(disk, range, signal);
+  return await Promise.all(
+    plan.map(async ({ offset, length, zero }: PlannedPart): Promise<ReadPart> => {
+      if (zero === true) return { offset, length };
+      const bytes = Buffer.allocUnsafeSlow(length);
+      await disk.read(offset, bytes, signal);
+      return { offset, length, bytes };
+    }),
+  );
+}
+
+interface PlannedPart extends Range {
+  readonly zero?: boolean;
+}
+
+async function dataAndHoles(disk: ServedDisk, range: Range, signal: AbortSignal): Promise<PlannedPart[]> {
+  if (disk.extents === undefined) return [range];
+  const parts: PlannedPart[] = [];
+  for await (const extent of mergeArriving(covering(disk.extents(range, signal), range), sameState)) {
+    parts.push({ offset: extent.offset, length: extent.length, zero: extent.state === "zero" });
+    if (parts.length > PARTS_MAX) return [range];
+  }
+  return parts;
+}
+
+/**
+ * What a context says about the start of a range, or all of it.
+ *
+ * @param extentsMax where to stop; the client asks on from there.
+ */
+export async function blockStatus(
+  disk: ServedDisk,
+  context: SelectedContext,
+  range: Range,
+  extentsMax: number,
+  signal: AbortSignal,
+): Promise<BlockStatus> {
+  const lengths: number[] = [];
+  const flags: number[] = [];
+  for await (const { length, flag } of flagged(disk, context, range, signal)) {
+    lengths.push(length);
+    flags.push(flag);
+    if (lengths.length === extentsMax) break;
+  }
+  return { contextId: context.id, lengths: Float64Array.from(lengths), flags: Float64Array.from(flags) };
+}
+
+async function* flagged(
+  disk: ServedDisk,
+  context: SelectedContext,
+  range: Range,
+  signal: AbortSignal,
+): AsyncGenerator<{ length: number; flag: number }, void, undefined> {
+  if (context.about === "dirty" && disk.dirty !== undefined) {
+    const extents = covering(disk.dirty.extents(range, signal), range);
+    for await (const extent of mergeArriving(extents, sameDirt)) {
+      yield { length: extent.length, flag: extent.dirty ? DIRTY_FLAG : 0 };
+    }
+  } else if (disk.extents === undefined) {
+    yield { length: range.length, flag: 0 };
+  } else {
+    for await (const extent of mergeArriving(covering(disk.extents(range, signal), range), sameState)) {
+      const zero = extent.state === "zero";
+      yield { length: extent.length, flag: zero ? AllocationFlag.HOLE | AllocationFlag.ZERO : 0 };
+    }
+  }
+}
+
+/**
+ * Passes on extents cut to the range, and holds the disk to its contract: a gap would turn into a wrong answer.
+ *
+ * @throws AppError E_SERVED_EXTENTS (bug).
+ */
+async function* covering<T extends Range>(
+  extents: AsyncIterable<T>,
+  range: Range,
+): AsyncGenerator<T, void, undefined> {
+  let at = range.offset;
+  for await (const extent of extents) {
+    const part = overlap(extent, range);
+    if (part?.offset !== at) break;
+    yield { ...extent, ...part };
+    at = endOf(part);
+    if (at === endOf(range)) return;
+  }
+  throw new AppError("bug", "E_SERVED_EXTENTS", `The disk does not say what stands at offset ${at}`);
+}

@@ -1,0 +1,451 @@
+import { expect, onTestFinished, test } from "vitest";
+import { hasCode } from "../../../src/errors.ts";
+import {
+  ChunkType,
+  Command,
+  Errno,
+  ExportFlag,
+  Option,
+  OptionReplyType,
+} from "../../../src/nbd/constants.ts";
+import { listExports } from "../../../src/nbd/exports.ts";
+import {
+  encodeBlockStatus,
+  encodeChunkHeader,
+  encodeDataPrefix,
+  encodeErrorChunk,
+  encodeExtendedBlockStatus,
+  encodeExtendedChunkHeader,
+  encodeHole,
+  encodeSimpleReply,
+} from "../../../src/nbd/messages.ts";
+import {
+  encodeExportFacts,
+  encodeInfo,
+  encodeMetaContext,
+  encodeOptionReply,
+} from "../../../src/nbd/options.ts";
+import { openNbdSource, type NbdSource } from "../../../src/nbd/source.ts";
+import { parseNbdUri } from "../../../src/nbd/uri.ts";
+import {
+  startFakeNbdServer,
+  statusOf,
+  type FakeOptions,
+  type FakeServer,
+  type Lie,
+} from "../../support/fake-nbd-server.ts";
+
+const { signal } = new AbortController();
+const QUICK = { attemptsMax: 3, baseMs: 1, waitMaxMs: 5, budgetMs: 5000 };
+const DISK = Buffer.from(Array.from({ length: 64 * 1024 }, (_, index) => (index * 7) % 251));
+const NOTHING = Buffer.alloc(0);
+
+async function fake(options: FakeOptions): Promise<FakeServer> {
+  const server = await startFakeNbdServer({ disk: Buffer.from(DISK), ...options });
+  onTestFinished(() => server.stop());
+  return server;
+}
+
+async function open(server: FakeServer, bitmap?: string): Promise<NbdSource> {
+  const options = { retry: QUICK, timing: { handshakeMs: 5000, stallMs: 5000 } };
+  const address = parseNbdUri(server.uri);
+  const source = await openNbdSource(
+    address,
+    bitmap === undefined ? options : { ...options, bitmap },
+    signal,
+  );
+  onTestFinished(() => source.close());
+  return source;
+}
+
+/** The protocol error of an attempt; fails the test for anything else. */
+async function protocolErrorOf(attempt: Promise<unknown>): Promise<string> {
+  const error = await attempt.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  );
+  if (!hasCode(error, "E_NBD_PROTOCOL")) throw new Error("not refused", { cause: error });
+  expect(error.kind).toBe("source");
+  return error.message;
+}
+
+const bytes = (length: number): Buffer => Buffer.alloc(length);
+const data = (offset: number, length: number): Buffer =>
+  Buffer.concat([encodeDataPrefix(offset), bytes(length)]);
+const header = (cookie: bigint, type: number, length: number): Buffer =>
+  encodeChunkHeader({ flags: 1, type, cookie, length });
+
+type Answer = NonNullable<FakeOptions["onRequest"]>;
+const READ_LIES: [string, Answer, RegExp][] = [
+  ["a wrong magic", () => bytes(20), /magic number/],
+  ["a cookie nobody used", () => encodeSimpleReply({ error: 5, cookie: 99n }), /nobody made/],
+  ["a chunk for a cookie nobody used", () => header(99n, ChunkType.NONE, 0), /nobody made/],
+  ["a simple reply to a read", (_r, _n, to) => to.simple(0), /simple reply/],
+  ["a simple error reply to a read", (_r, _n, to) => to.simple(5), /simple reply/],
+  ["nothing at all, called done", (_r, _n, to) => to.chunk(ChunkType.NONE, NOTHING), /left out/],
+  [
+    "an empty reply that is not the last",
+    (_r, _n, to) => to.chunk(ChunkType.NONE, NOTHING, false),
+    /NONE of 0/,
+  ],
+  ["a payload where none belongs", (_r, _n, to) => to.chunk(ChunkType.NONE, bytes(4)), /NONE of 4/],
+  [
+    "less than asked",
+    (r, _n, to) => to.chunk(ChunkType.OFFSET_DATA, data(r.offset, r.length - 1)),
+    /left out/,
+  ],
+  [
+    "more than asked",
+    (r, _n, to) => to.chunk(ChunkType.OFFSET_DATA, data(r.offset, r.length + 1)),
+    /when asked/,
+  ],
+  [
+    "data before the range",
+    (r, _n, to) => to.chunk(ChunkType.OFFSET_DATA, data(r.offset - 1, 8)),
+    /when asked/,
+  ],
+  ["data past 8 PiB", (_r, _n, to) => to.chunk(ChunkType.OFFSET_DATA, Buffer.alloc(9, 0xff)), /when asked/],
+  [
+    "data chunk without data",
+    (r, _n, to) => to.chunk(ChunkType.OFFSET_DATA, data(r.offset, 0)),
+    /OFFSET_DATA of 8/,
+  ],
+  ["4 GiB announced", (r) => header(r.cookie, ChunkType.OFFSET_DATA, 0xffff_ffff).fill(0), /magic number/],
+  [
+    "4 GiB of data announced",
+    (r) => Buffer.concat([header(r.cookie, ChunkType.OFFSET_DATA, 0xffff_ffff), encodeDataPrefix(r.offset)]),
+    /when asked/,
+  ],
+  [
+    "the same bytes twice",
+    (r, _n, to) => {
+      const chunk = to.chunk(ChunkType.OFFSET_DATA, data(r.offset, 8), false);
+      return Buffer.concat([chunk, chunk]);
+    },
+    /twice/,
+  ],
+  [
+    "a hole over data",
+    (r, _n, to) => {
+      const hole = encodeHole({ offset: r.offset + 4, length: r.length - 4 });
+      const chunk = to.chunk(ChunkType.OFFSET_DATA, data(r.offset, 8), false);
+      return Buffer.concat([chunk, to.chunk(ChunkType.OFFSET_HOLE, hole)]);
+    },
+    /twice/,
+  ],
+  ["a hole of 0 bytes", (r, _n, to) => to.chunk(ChunkType.OFFSET_HOLE, holeOf(r.offset, 0)), /hole of 0/],
+  [
+    "a hole past the range",
+    (r, _n, to) => to.chunk(ChunkType.OFFSET_HOLE, holeOf(r.offset, 9999)),
+    /when asked/,
+  ],
+  ["a hole of odd length", (_r, _n, to) => to.chunk(ChunkType.OFFSET_HOLE, bytes(13)), /OFFSET_HOLE of 13/],
+  ["a block status", (_r, _n, to) => to.chunk(ChunkType.BLOCK_STATUS, bytes(12)), /BLOCK_STATUS of 12/],
+  ["an unknown chunk", (_r, _n, to) => to.chunk(0x63, bytes(4)), /unknown \(0x63\)/],
+  ["error 0", (_r, _n, to) => to.chunk(ChunkType.ERROR, bytes(6)), /contradict/],
+  ["an error cut short", (_r, _n, to) => to.chunk(ChunkType.ERROR, bytes(5)), /5 bytes/],
+  ["a huge error", (r) => header(r.cookie, ChunkType.ERROR, 0x1000_0000), /cannot be/],
+  [
+    "an error whose text is longer than itself",
+    (_r, _n, to) => to.chunk(ChunkType.ERROR, Buffer.from([0, 0, 0, 5, 0, 9, 65])),
+    /contradict/,
+  ],
+  [
+    "an error at a place nobody asked about",
+    (r, _n, to) => {
+      const error = encodeErrorChunk({ error: Errno.EIO, message: "", offset: r.offset + r.length + 1 });
+      return to.chunk(ChunkType.ERROR_OFFSET, error);
+    },
+    /when asked/,
+  ],
+  [
+    "errors without end",
+    (_r, _n, to) => {
+      const error = to.chunk(ChunkType.ERROR, encodeErrorChunk({ error: Errno.EIO, message: "" }), false);
+      return Buffer.concat(Array.from({ length: 2000 }, () => error));
+    },
+    /without end/,
+  ],
+  [
+    "a reply in dust",
+    (r, _n, to) => {
+      const dust = (index: number): Buffer =>
+        to.chunk(ChunkType.OFFSET_DATA, data(r.offset + 2 * index, 1), false);
+      return Buffer.concat(Array.from({ length: 5000 }, (_, index) => dust(index)));
+    },
+    /too many pieces/,
+  ],
+];
+
+function holeOf(offset: number, length: number): Buffer {
+  return encodeHole({ offset, length });
+}
+
+test.each(READ_LIES)(
+  "a read answered with %s ends the connection with the reason",
+  async (_what, lie, reason) => {
+    const server = await fake({ onRequest: (request, ...rest) => lie(request, ...rest) });
+    const source = await open(server);
+    const attempt = source.read(1000, bytes(16_000), signal);
+    expect(await protocolErrorOf(attempt)).toMatch(reason);
+  },
+);
+
+test("an extended reply about another offset ends the connection", async () => {
+  const lie: Answer = ({ cookie, offset }) => {
+    const wrong = { flags: 1, type: ChunkType.NONE, cookie, length: 0, offset: offset + 1 };
+    return encodeExtendedChunkHeader(wrong);
+  };
+  const source = await open(await fake({ extended: true, onRequest: lie }));
+  expect(await protocolErrorOf(source.read(1000, bytes(10), signal))).toMatch(/another offset/);
+});
+
+test("a lie fails everything in flight, and the source starts afresh", async () => {
+  const server = await fake({
+    onRequest: (_request, number) => (number === 0 ? "silence" : number === 1 ? bytes(20) : undefined),
+  });
+  const source = await open(server);
+  const first = source.read(0, bytes(10), signal);
+  const second = source.read(10, bytes(10), signal);
+  expect(await protocolErrorOf(first)).toBe(await protocolErrorOf(second));
+});
+
+const STATUS_LIES: [string, Answer, RegExp][] = [
+  ["an extent of 0 bytes", status([[0, 0]]), /0 bytes/],
+  ["no extent", (_r, _n, to) => to.chunk(ChunkType.BLOCK_STATUS, bytes(4)), /does not fit/],
+  ["half an extent", (_r, _n, to) => to.chunk(ChunkType.BLOCK_STATUS, bytes(16)), /does not fit/],
+  ["extents past the export's end", status([[DISK.length + 512, 0]]), /past the end/],
+  [
+    "extents past the question",
+    status([
+      [30_000, 0],
+      [10, 0],
+    ]),
+    /beyond what was asked/,
+  ],
+  ["a context nobody selected", status([[100, 0]], 99), /not due/],
+  ["no status", (_r, _n, to) => to.chunk(ChunkType.NONE, NOTHING), /0 of 1/],
+  ["a simple reply", (_r, _n, to) => to.simple(0), /0 of 1/],
+  ["data", (r, _n, to) => to.chunk(ChunkType.OFFSET_DATA, data(r.offset, 8)), /OFFSET_DATA/],
+  [
+    "the extended form unasked",
+    (_r, _n, to) => to.chunk(ChunkType.BLOCK_STATUS_EXT, encodeExtendedBlockStatus(statusOf(7, [[100, 0]]))),
+    /BLOCK_STATUS_EXT/,
+  ],
+  ["64 MiB of extents", (r) => header(r.cookie, ChunkType.BLOCK_STATUS, 2 ** 26 + 4), /cannot be/],
+  [
+    "a context twice",
+    (_r, _n, to) => {
+      const chunk = to.chunk(ChunkType.BLOCK_STATUS, encodeBlockStatus(statusOf(7, [[100, 0]])), false);
+      return Buffer.concat([chunk, chunk]);
+    },
+    /BLOCK_STATUS of 12/,
+  ],
+];
+
+function status(extents: [number, number][], id = 7): Answer {
+  return (_request, _number, to) =>
+    to.chunk(ChunkType.BLOCK_STATUS, encodeBlockStatus(statusOf(id, extents)));
+}
+
+test.each(STATUS_LIES)(
+  "a block status with %s ends the connection with the reason",
+  async (_what, lie, reason) => {
+    const contexts = { "base:allocation": (): [number, number][] => [[30_000, 0]] };
+    const source = await open(await fake({ contexts, onRequest: lie }));
+    const attempt = Array.fromAsync(source.extents({ offset: 0, length: 30_000 }, signal));
+    expect(await protocolErrorOf(attempt)).toMatch(reason);
+  },
+);
+
+test("an extended block status with a wrong count ends the connection", async () => {
+  const contexts = { "base:allocation": (): [number, number][] => [[30_000, 0]] };
+  const lie: Answer = (_request, _number, to) => {
+    const payload = encodeExtendedBlockStatus(statusOf(7, [[100, 0]]));
+    payload.writeUInt32BE(2, 4);
+    return to.chunk(ChunkType.BLOCK_STATUS_EXT, payload);
+  };
+  const source = await open(await fake({ contexts, extended: true, onRequest: lie }));
+  const attempt = Array.fromAsync(source.extents({ offset: 0, length: 30_000 }, signal));
+  expect(await protocolErrorOf(attempt)).toMatch(/does not fit/);
+});
+
+const ack = (option: number): Buffer => encodeOptionReply(option, OptionReplyType.ACK, NOTHING);
+const info = (payload: Buffer): Buffer => encodeOptionReply(Option.GO, OptionReplyType.INFO, payload);
+const blocks = (minimum: number, preferred: number, maximum: number): Buffer =>
+  Buffer.concat([
+    info(encodeInfo({ type: 0, size: 1, flags: 1 })),
+    info(encodeInfo({ type: 3, blockSize: { minimum, preferred, maximum } })),
+    ack(Option.GO),
+  ]);
+const contextReply = (id: number, name: string): Buffer =>
+  encodeOptionReply(Option.SET_META_CONTEXT, OptionReplyType.META_CONTEXT, encodeMetaContext({ id, name }));
+
+function to(wanted: number, lie: Lie): NonNullable<FakeOptions["onOption"]> {
+  return (option) => (option === wanted ? lie : undefined);
+}
+
+const HANDSHAKE_LIES: [string, FakeOptions, RegExp][] = [
+  ["a web page", { greeting: Buffer.from("HTTP/1.1 400 Bad Request") }, /not an NBD server/],
+  [
+    "oldstyle",
+    { greeting: Buffer.from("4e42444d414749430000420281861253".padEnd(304, "0"), "hex") },
+    /oldstyle/,
+  ],
+  [
+    "an unknown style",
+    { greeting: Buffer.from("4e42444d41474943".padEnd(36, "7"), "hex") },
+    /no known style/,
+  ],
+  ["no magic in a reply", { onOption: to(Option.STRUCTURED_REPLY, bytes(20)) }, /magic/],
+  ["the answer to another option", { onOption: to(Option.STRUCTURED_REPLY, ack(Option.GO)) }, /answered GO/],
+  [
+    "4 GiB announced",
+    {
+      onOption: () => {
+        const reply = encodeOptionReply(Option.EXTENDED_HEADERS, OptionReplyType.SERVER, NOTHING);
+        reply.writeUInt32BE(0xffff_ffff, 16);
+        return reply;
+      },
+    },
+    /announced 4294967295 bytes/,
+  ],
+  ["GO without the size", { onOption: to(Option.GO, ack(Option.GO)) }, /size/],
+  ["minimum 0", { onOption: to(Option.GO, blocks(0, 4096, 65_536)) }, /impossible block sizes/],
+  ["minimum 3", { onOption: to(Option.GO, blocks(3, 4096, 65_536)) }, /impossible block sizes/],
+  [
+    "minimum 128 KiB",
+    { onOption: to(Option.GO, blocks(131_072, 131_072, 2 ** 25)) },
+    /impossible block sizes/,
+  ],
+  [
+    "preferred below minimum",
+    { onOption: to(Option.GO, blocks(4096, 512, 2 ** 25)) },
+    /impossible block sizes/,
+  ],
+  ["maximum below minimum", { onOption: to(Option.GO, blocks(4096, 4096, 512)) }, /impossible block sizes/],
+  [
+    "a size past 8 PiB",
+    {
+      onOption: to(Option.GO, info(Buffer.from("0000ffffffffffffffff0001", "hex"))),
+    },
+    /8 PiB/,
+  ],
+  ["a size cut short", { onOption: to(Option.GO, info(bytes(11))) }, /9 bytes instead of 10/],
+  [
+    "a context nobody asked for",
+    { onOption: to(Option.SET_META_CONTEXT, Buffer.concat([contextReply(1, "x:y"), ack(10)])) },
+    /nobody asked for/,
+  ],
+  [
+    "one context twice",
+    {
+      onOption: to(
+        Option.SET_META_CONTEXT,
+        Buffer.concat([contextReply(1, "base:allocation"), contextReply(2, "base:allocation"), ack(10)]),
+      ),
+    },
+    /nobody asked for/,
+  ],
+  [
+    "two contexts of one id",
+    {
+      onOption: to(
+        Option.SET_META_CONTEXT,
+        Buffer.concat([contextReply(1, "base:allocation"), contextReply(1, "x:y"), ack(10)]),
+      ),
+    },
+    /one id/,
+  ],
+  ["an answer that goes on", { onOption: (option) => Buffer.concat([ack(option), bytes(40)]) }, /magic/],
+];
+
+test.each(HANDSHAKE_LIES)(
+  "a handshake with %s is refused with the reason",
+  async (_what, options, reason) => {
+    const server = await fake(options);
+    expect(await protocolErrorOf(open(server))).toMatch(reason);
+  },
+);
+
+test("an endless list of exports is refused", async () => {
+  const entry = encodeOptionReply(
+    Option.LIST,
+    OptionReplyType.SERVER,
+    Buffer.concat([bytes(4), bytes(4000)]),
+  );
+  const server = await fake({
+    onOption: to(Option.LIST, Buffer.concat(Array.from({ length: 3000 }, () => entry))),
+  });
+  expect(await protocolErrorOf(listExports(parseNbdUri(server.uri), signal))).toMatch(/endless/);
+});
+
+test.each([
+  ["connecting", { greeting: "silence" } as const],
+  ["an option", { onOption: (): Lie => "silence" }],
+])("a server that says nothing in the handshake at %s is given up", async (_what, options) => {
+  const server = await fake(options);
+  const timing = { handshakeMs: 50, stallMs: 1000 };
+  const attempt = openNbdSource(parseNbdUri(server.uri), { timing }, signal);
+  await expect(attempt).rejects.toMatchObject({ code: "E_NBD_CONNECT", kind: "source" });
+  await expect(attempt).rejects.toThrow("did not finish the handshake in 50 ms");
+});
+
+test("a server that owes a reply for too long is left, and the read made again", async () => {
+  const server = await fake({
+    onRequest: () => (server.connections === 1 ? "silence" : undefined),
+  });
+  const timing = { handshakeMs: 5000, stallMs: 50 };
+  const source = await openNbdSource(parseNbdUri(server.uri), { timing, retry: QUICK }, signal);
+  onTestFinished(() => source.close());
+  const into = bytes(100);
+  await source.read(5, into, signal);
+  expect(into).toEqual(DISK.subarray(5, 105));
+  expect(server.connections).toBe(2);
+});
+
+test("a server with nothing to do may be silent as long as it likes", async () => {
+  const server = await fake({});
+  const timing = { handshakeMs: 5000, stallMs: 20 };
+  const source = await openNbdSource(parseNbdUri(server.uri), { timing, retry: QUICK }, signal);
+  onTestFinished(() => source.close());
+  await source.read(0, bytes(10), signal);
+  await new Promise((resolve) => setTimeout(resolve, 80)); // four times what it may owe a reply for
+  await source.read(0, bytes(10), signal);
+  expect(server.connections).toBe(1);
+});
+
+test("an export that comes back with another size is refused", async () => {
+  let size = DISK.length;
+  const server = await fake({
+    onOption: (option) => {
+      if (option !== Option.GO) return undefined;
+      return Buffer.concat([info(encodeInfo({ type: 0, size, flags: 1 })), ack(Option.GO)]);
+    },
+    onRequest: (_request, number) => (number === 0 ? "close" : undefined),
+  });
+  // The fake leaves the handshake only through its own answer, so here it never gets to a request.
+  const source = await open(server);
+  size = 100;
+  server.dropAll();
+  await expect(source.read(0, bytes(10), signal)).rejects.toMatchObject({ code: "E_NBD_CHANGED" });
+});
+
+test("unknown flags, infos and error chunks do no harm", async () => {
+  const unknown = encodeInfo({ type: "unknown", number: 77, data: bytes(5) });
+  const facts = encodeInfo({ type: 0, size: DISK.length, flags: ExportFlag.HAS_FLAGS | 0x8000 });
+  let sent = false;
+  const server = await fake({
+    onRequest: (_request, number, reply) => {
+      if (number > 0) return undefined;
+      sent = true;
+      return reply.chunk(0x8063, Buffer.concat([encodeErrorChunk({ error: 5, message: "no" }), bytes(3)]));
+    },
+  });
+  expect(encodeExportFacts({ size: 1, flags: 1 })).toHaveLength(10);
+  expect([unknown.length, facts.length]).toEqual([7, 12]);
+  const source = await open(server);
+  await expect(source.read(0, bytes(10), signal)).rejects.toMatchObject({ code: "E_NBD_READ" });
+  await source.read(0, bytes(10), signal);
+  expect([sent, server.connections]).toEqual([true, 1]);
+});
