@@ -1,0 +1,216 @@
+import { z } from "zod";
+import { KiB, MiB, formatSize } from "../bytes/size.ts";
+import { AppError, hasCode } from "../errors.ts";
+import type { ObjectStore } from "../store/store.ts";
+import { REPOSITORY_KEY, newUuid, parseKey } from "./names.ts";
+import { checkRecord, decodeRecord, encodeRecord } from "./record.ts";
+import { type Sealer, plainSealer } from "./sealing.ts";
+import { timeText, uuid } from "./fields.ts";
+
+export const FORMAT_VERSION = 1;
+
+/** Bytes, both included; powers of two (FORMAT.md, "Limits"). */
+export const ChunkSize = { min: 64 * KiB, max: 4 * MiB, default: 256 * KiB } as const;
+export const PackSize = { min: MiB, max: 1024 * MiB, default: 64 * MiB } as const;
+export const PartSize = { min: 64 * KiB, max: 256 * MiB, default: 16 * MiB } as const;
+
+/** Most parts in a pack: some stores take no more. */
+const PARTS_MAX = 1000;
+
+/** `repository.json` is never larger, in bytes. */
+const CONFIG_SIZE_MAX = 64 * KiB;
+
+/** Objects looked at where there is no repository; a foreign prefix may hold millions. */
+const FOREIGN_MAX = 1000;
+
+const sizes = {
+  chunkSize: z
+    .int()
+    .min(ChunkSize.min)
+    .max(ChunkSize.max)
+    .refine((size) => Number.isInteger(Math.log2(size)), "not a power of two"),
+  packSize: z.int().min(PackSize.min).max(PackSize.max),
+  partSize: z.int().min(PartSize.min).max(PartSize.max),
+};
+
+const configSchema = z
+  .strictObject({
+    format: z.literal(FORMAT_VERSION),
+    repository: uuid,
+    createdAt: timeText,
+    /** Of the chunks' ids. */
+    hash: z.literal("sha256"),
+    encrypted: z.boolean(),
+    ...sizes,
+  })
+  .readonly()
+  .superRefine((config, context) => {
+    const why = sizeConflict(config);
+    if (why !== undefined) context.addIssue(why);
+  });
+
+/** What `repository.json` says; never changes after `init`. Sizes in bytes. */
+export type RepositoryConfig = z.infer<typeof configSchema>;
+
+/** An open repository: what every reader and writer of its objects works on. */
+export interface Repository {
+  readonly store: ObjectStore;
+  readonly config: RepositoryConfig;
+  readonly sealer: Sealer;
+}
+
+export interface RepositorySizes {
+  readonly chunkSize?: number;
+  readonly packSize?: number;
+  readonly partSize?: number;
+}
+
+/** Why sizes that are each allowed do not go together. */
+function sizeConflict(config: { chunkSize: number; packSize: number; partSize: number }): string | undefined {
+  const { chunkSize, packSize, partSize } = config;
+  if (packSize < 4 * chunkSize) return "packs must hold at least 4 chunks";
+  if (packSize < partSize) return "packs must be at least as large as their parts";
+  if (packSize > PARTS_MAX * partSize) return `packs must not have more than ${PARTS_MAX} parts`;
+  return undefined;
+}
+
+/**
+ * Creates a repository: its `repository.json`, under a prefix that holds nothing yet.
+ *
+ * Two that race for one prefix: the loser gets E_REPOSITORY_EXISTS, also on a store that does not honour
+ * create-only writes, because the winner is whoever is read back.
+ *
+ * @throws AppError E_REPOSITORY_SIZES, E_REPOSITORY_EXISTS, E_PREFIX_IN_USE (usage); nothing was changed then.
+ */
+export async function createRepository(
+  store: ObjectStore,
+  wanted: RepositorySizes,
+  signal: AbortSignal,
+): Promise<Repository> {
+  const chosen = chooseSizes(store, wanted);
+  await refuseUsedPrefix(store, signal);
+  const config: RepositoryConfig = {
+    format: FORMAT_VERSION,
+    repository: newUuid(),
+    createdAt: (await store.now(signal)).toISOString(),
+    hash: "sha256",
+    encrypted: false,
+    ...chosen,
+  };
+  try {
+    await store.put(REPOSITORY_KEY, encodeRecord(config), signal);
+  } catch (error) {
+    throw hasCode(error, "E_EXISTS") ? existsError(store, error) : error;
+  }
+  const repository = await openRepository(store, signal);
+  if (repository.config.repository !== config.repository) throw existsError(store);
+  return repository;
+}
+
+/**
+ * Opens a repository by its `repository.json`.
+ *
+ * @throws AppError E_NO_REPOSITORY (notFound), E_REPOSITORY_INCOMPLETE, E_RECORD (corrupt), E_REPOSITORY_VERSION
+ *   (usage), E_PASSWORD_NEEDED (credentials).
+ */
+export async function openRepository(store: ObjectStore, signal: AbortSignal): Promise<Repository> {
+  let bytes: Buffer;
+  try {
+    bytes = await store.get(REPOSITORY_KEY, CONFIG_SIZE_MAX, signal);
+  } catch (error) {
+    throw hasCode(error, "E_NO_OBJECT") ? await missingError(store, error, signal) : error;
+  }
+  const config = decodeConfig(bytes, store.location);
+  if (config.encrypted) {
+    throw new AppError(
+      "credentials",
+      "E_PASSWORD_NEEDED",
+      `The repository ${store.location} is encrypted and no password was given`,
+    );
+  }
+  return { store, config, sealer: plainSealer() };
+}
+
+/**
+ * The config in the bytes of a `repository.json`.
+ *
+ * @param location names the repository in errors.
+ * @throws AppError E_RECORD (corrupt), E_REPOSITORY_VERSION (usage).
+ */
+export function decodeConfig(bytes: Uint8Array, location: string): RepositoryConfig {
+  const what = `repository.json of ${location}`;
+  const document = decodeRecord(bytes, what);
+  const format = document["format"];
+  if (Number.isInteger(format) && Number(format) > FORMAT_VERSION) {
+    throw new AppError(
+      "usage",
+      "E_REPOSITORY_VERSION",
+      `The repository ${location} has format ${Number(format)}, newer than this program knows; update blockhaul`,
+      { format: Number(format), known: FORMAT_VERSION },
+    );
+  }
+  return checkRecord(configSchema, document, what);
+}
+
+function chooseSizes(store: ObjectStore, wanted: RepositorySizes): Required<RepositorySizes> {
+  const chosen = {
+    chunkSize: wanted.chunkSize ?? ChunkSize.default,
+    packSize: wanted.packSize ?? PackSize.default,
+    partSize: wanted.partSize ?? PartSize.default,
+  };
+  const checked = z.strictObject(sizes).safeParse(chosen);
+  const issue = checked.error?.issues[0];
+  const why = issue === undefined ? sizeConflict(chosen) : `${issue.path.join(".")}: ${issue.message}`;
+  if (why !== undefined) throw sizesError(why, chosen);
+  const { partSizeMin, partSizeMax } = store.limits;
+  if (chosen.partSize < partSizeMin || chosen.partSize > partSizeMax) {
+    const allowed = `${formatSize(partSizeMin)} to ${formatSize(partSizeMax)}`;
+    throw sizesError(`${store.location} takes parts of ${allowed}`, chosen);
+  }
+  return chosen;
+}
+
+async function refuseUsedPrefix(store: ObjectStore, signal: AbortSignal): Promise<void> {
+  if ((await store.head(REPOSITORY_KEY, signal)) !== undefined) throw existsError(store);
+  for await (const { key } of store.list("", signal)) {
+    throw new AppError(
+      "usage",
+      "E_PREFIX_IN_USE",
+      `${store.location} is not empty and holds no repository; choose an empty place`,
+      { key },
+    );
+  }
+}
+
+/** Tells an empty place from foreign objects and from a repository that lost its config. */
+async function missingError(store: ObjectStore, cause: unknown, signal: AbortSignal): Promise<AppError> {
+  let looked = 0;
+  for await (const { key } of store.list("", signal)) {
+    if (parseKey(key) !== undefined) {
+      return new AppError(
+        "corrupt",
+        "E_REPOSITORY_INCOMPLETE",
+        `The repository ${store.location} has no repository.json though it holds ${key}; put that file back from a copy`,
+        { key },
+        cause,
+      );
+    }
+    if (++looked === FOREIGN_MAX) break;
+  }
+  return new AppError(
+    "notFound",
+    "E_NO_REPOSITORY",
+    `There is no repository in ${store.location}; run blockhaul init first`,
+    {},
+    cause,
+  );
+}
+
+function existsError(store: ObjectStore, cause?: unknown): AppError {
+  const message = `There is a repository in ${store.location} already; it was left as it is`;
+  return new AppError("usage", "E_REPOSITORY_EXISTS", message, {}, cause);
+}
+
+function sizesError(why: string, sizes: Required<RepositorySizes>): AppError {
+  return new AppError("usage", "E_REPOSITORY_SIZES", `Sizes that do not work: ${why}`, { ...sizes });
+}

@@ -1,0 +1,167 @@
+import { hash } from "node:crypto";
+import { ByteReader, ByteWriter } from "../bytes/cursor.ts";
+import { MiB } from "../bytes/size.ts";
+import { AppError } from "../errors.ts";
+import type { Repository } from "./config.ts";
+import { indexKey, newUuid, packKey, uuidBytes, uuidText } from "./names.ts";
+import { directoryLength, PACK_HEADER_SIZE } from "./pack.ts";
+import type { CompletedPack } from "./pack-assembly.ts";
+import { directoryDigest, PackDirectory, SLOTS_MAX } from "./pack-directory.ts";
+
+/*
+ * An index object (FORMAT.md, "Index"): the stored directories of complete packs, as advice for dedup.
+ *
+ *     0 magic "BLKHINDX"   8 u16 version   10 6 B zero
+ *    16 body, sealed:  u32 packs; for each: pack 16 B, u32 slots, u64 bytes of blobs, the stored directory
+ *       32 B SHA-256 of everything before
+ */
+const MAGIC = Buffer.from("BLKHINDX", "latin1");
+const VERSION = 1;
+const HEADER_SIZE = 16;
+const DIGEST_SIZE = 32;
+
+/** Longer index objects are not read. Writers stay below: `FLUSH_BYTES` and one directory. */
+export const INDEX_OBJECT_MAX = 16 * MiB;
+
+/** A pack whose directory stands in an index object. */
+export type IndexedPack = Pick<CompletedPack, "pack" | "directory" | "storedDirectory">;
+
+/** @param key of the object that the bytes are for. */
+export function encodeIndexObject(
+  repository: Repository,
+  key: string,
+  packs: readonly IndexedPack[],
+): Buffer {
+  const body = new ByteWriter().u32(packs.length);
+  for (const { pack, directory, storedDirectory } of packs) {
+    body.bytes(uuidBytes(pack)).u32(directory.slotCount).u64(directory.blobBytes).bytes(storedDirectory);
+  }
+  const sealed = repository.sealer.sealObject("index", key, body.finish());
+  const header = new ByteWriter(HEADER_SIZE).bytes(MAGIC).u16(VERSION).bytes(Buffer.alloc(6)).finish();
+  const object = Buffer.concat([header, sealed]);
+  return Buffer.concat([object, hash("sha256", object, "buffer")]);
+}
+
+/**
+ * The directories in an index object, decoded one after the other.
+ * @throws AppError E_INDEX, E_SEAL, E_PACK_DIRECTORY, E_TRUNCATED, E_TRAILING (corrupt), E_INDEX_VERSION (usage).
+ */
+export function* decodeIndexObject(
+  repository: Repository,
+  key: string,
+  bytes: Buffer,
+): Generator<PackDirectory, void> {
+  const what = `index object ${key}`;
+  if (bytes.length < HEADER_SIZE + DIGEST_SIZE) throw indexError(what, "it is too short");
+  const object = bytes.subarray(0, -DIGEST_SIZE);
+  if (!hash("sha256", object, "buffer").equals(bytes.subarray(-DIGEST_SIZE))) {
+    throw indexError(what, "its checksum does not match");
+  }
+  const header = new ByteReader(object, what);
+  if (!header.bytes(MAGIC.length).equals(MAGIC)) throw indexError(what, "it does not begin like one");
+  const version = header.u16();
+  if (version !== VERSION) {
+    throw new AppError(
+      "usage",
+      "E_INDEX_VERSION",
+      `The ${what} has version ${version}; update blockhaul to read it`,
+    );
+  }
+  const body = new ByteReader(repository.sealer.openObject("index", key, object.subarray(HEADER_SIZE)), what);
+  for (let left = body.u32(); left > 0; left--) yield decodePack(repository, body, what);
+  body.end();
+}
+
+function decodePack(repository: Repository, body: ByteReader, what: string): PackDirectory {
+  const { sealer } = repository;
+  const pack = uuidText(body.bytes(16));
+  const slotCount = body.u32();
+  const blobBytes = body.u64();
+  if (slotCount > SLOTS_MAX) throw indexError(what, `a pack of ${slotCount} slots cannot be`);
+  const stored = body.bytes(directoryLength(slotCount, sealer.encrypted));
+  return new PackDirectory(sealer.openObject("directory", packKey(pack), stored), {
+    pack,
+    digest: directoryDigest(stored),
+    firstOffset: PACK_HEADER_SIZE,
+    blobBytes,
+    sealed: sealer.encrypted,
+    chunkSize: repository.config.chunkSize,
+  });
+}
+
+function indexError(what: string, why: string): AppError {
+  return new AppError("corrupt", "E_INDEX", `The ${what} is damaged: ${why}`);
+}
+
+/** Fetches an index object. @throws AppError E_NO_OBJECT, E_OBJECT_SIZE; those of `decodeIndexObject` come later. */
+export async function readIndexObject(
+  repository: Repository,
+  key: string,
+  signal: AbortSignal,
+): Promise<Iterable<PackDirectory>> {
+  return decodeIndexObject(repository, key, await repository.store.get(key, INDEX_OBJECT_MAX, signal));
+}
+
+export interface IndexWriterOptions {
+  /** Directories waiting, in bytes, that make `add` write an object. */
+  readonly flushBytes?: number;
+  /** Milliseconds after which `add` writes what waits. */
+  readonly flushMs?: number;
+  /** Told of each object once it is stored, with the packs in it. */
+  readonly onWritten?: (key: string, packs: readonly string[]) => void;
+}
+
+const FLUSH_BYTES = 8 * MiB;
+const FLUSH_MS = 30_000;
+
+/**
+ * Writes the directories of complete packs as index objects, so that the next run finds them, also when this one
+ * is interrupted. Memory is `flushBytes` and one directory.
+ */
+export class IndexWriter {
+  readonly #repository: Repository;
+  readonly #source: string;
+  readonly #flushBytes: number;
+  readonly #flushMs: number;
+  readonly #onWritten: (key: string, packs: readonly string[]) => void;
+  #waiting: IndexedPack[] = [];
+  #waitingBytes = 0;
+  #waitingSince = 0;
+
+  constructor(repository: Repository, source: string, options: IndexWriterOptions = {}) {
+    this.#repository = repository;
+    this.#source = source;
+    this.#flushBytes = options.flushBytes ?? FLUSH_BYTES;
+    this.#flushMs = options.flushMs ?? FLUSH_MS;
+    this.#onWritten = options.onWritten ?? ((): void => undefined);
+  }
+
+  /**
+   * Takes a pack that is complete (R11), and writes what waits when it has become much or old. Time is looked at
+   * only here: between two packs nothing is lost but what the one before brought.
+   */
+  async add(pack: IndexedPack, signal: AbortSignal): Promise<void> {
+    if (this.#waiting.length === 0) this.#waitingSince = performance.now();
+    this.#waiting.push(pack);
+    this.#waitingBytes += pack.storedDirectory.length;
+    const old = performance.now() - this.#waitingSince >= this.#flushMs;
+    if (old || this.#waitingBytes >= this.#flushBytes) await this.flush(signal);
+  }
+
+  /**
+   * Writes what waits: at the end of a run, before its manifest, also when the run fails.
+   * @throws errors of the store; what waits is then gone, for it is only advice.
+   */
+  async flush(signal: AbortSignal): Promise<void> {
+    const packs = this.#waiting;
+    if (packs.length === 0) return;
+    this.#waiting = [];
+    this.#waitingBytes = 0;
+    const key = indexKey(this.#source, newUuid());
+    await this.#repository.store.put(key, encodeIndexObject(this.#repository, key, packs), signal);
+    this.#onWritten(
+      key,
+      packs.map(({ pack }) => pack),
+    );
+  }
+}
