@@ -1,0 +1,66 @@
+import type { DiskMap, MapRun } from "../repository/layer-stack.ts";
+import type { PackDirectories } from "../repository/pack-reader.ts";
+
+/** A chunk of the parent generation: zero, or its id (a view that stays valid). */
+export type ParentChunk = "zero" | Buffer;
+
+/**
+ * The parent's chunks in the order of the disk, for a rescan: ids come from the packs' directories, which are
+ * fetched once each as the cursor moves, so that no index is needed. Calls go forward only.
+ */
+export class ParentChunks {
+  readonly #runs: AsyncIterator<MapRun>;
+  readonly #directories: PackDirectories;
+  #current: MapRun | undefined;
+
+  /** @param chunks chunks of the disk now; beyond the parent's own end the map says zero. */
+  constructor(map: DiskMap, chunks: number, directories: PackDirectories, signal: AbortSignal) {
+    this.#runs = map.runs(0, chunks, signal)[Symbol.asyncIterator]();
+    this.#directories = directories;
+  }
+
+  async chunks(first: number, count: number, signal: AbortSignal): Promise<ParentChunk[]> {
+    const found: ParentChunk[] = [];
+    for await (const run of this.#slice(first, count)) {
+      if (run.where === "zero") {
+        for (let index = 0; index < run.count; index++) found.push("zero");
+        continue;
+      }
+      const directory = await this.#directories.get(run.where.packRef, signal);
+      for (let index = 0; index < run.count; index++) found.push(directory.idAt(run.where.slot + index));
+    }
+    return found;
+  }
+
+  async *zeroRuns(
+    first: number,
+    count: number,
+    signal: AbortSignal,
+  ): AsyncGenerator<{ first: number; count: number; zero: boolean }, void> {
+    for await (const run of this.#slice(first, count)) {
+      signal.throwIfAborted();
+      yield { first: run.first, count: run.count, zero: run.where === "zero" };
+    }
+  }
+
+  /** The runs of the map clipped to the range; the map covers it without gaps. */
+  async *#slice(first: number, count: number): AsyncGenerator<MapRun, void> {
+    let at = first;
+    while (at < first + count) {
+      while (this.#current === undefined || this.#current.first + this.#current.count <= at) {
+        const next = await this.#runs.next();
+        if (next.done === true) return;
+        this.#current = next.value;
+      }
+      const { first: start, count: length, where } = this.#current;
+      const end = Math.min(start + length, first + count);
+      const skipped = at - start;
+      yield {
+        first: at,
+        count: end - at,
+        where: where === "zero" ? where : { packRef: where.packRef, slot: where.slot + skipped },
+      };
+      at = end;
+    }
+  }
+}

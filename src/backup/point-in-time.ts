@@ -1,0 +1,22 @@
+import type { DiskSource } from "../disk/disk.ts";
+
+/**
+ * Every disk of a source at one instant, held open while it is copied.
+ *
+ * Implemented by plain NBD exports (`nbd-exports.ts`), where whoever runs the server vouches for the instant.
+ */
+export interface PointInTime {
+  /** By the disk's name, in the order of the manifest. */
+  readonly disks: ReadonlyMap<string, DiskSource>;
+  /** How the guest's file systems stand: `unknown` when nobody told us. */
+  readonly consistency: "filesystem" | "crash" | "unknown";
+
+  /**
+   * Asked after the last read and before anything is committed.
+   * @throws AppError (source) when what was read may be something else than the instant.
+   */
+  assertAlive(signal: AbortSignal): Promise<void>;
+
+  /** Ends it, whatever happened. `committed` tells whether the generation is durable. Called once, never throws. */
+  close(committed: boolean): Promise<void>;
+}

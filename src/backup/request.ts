@@ -1,0 +1,61 @@
+import type { LeaseHolder } from "../repository/leases.ts";
+import type { DedupScope } from "../repository/dedup.ts";
+import type { Manifest } from "../repository/manifest.ts";
+import type { ReadTools } from "../restore/read-disk.ts";
+import type { ChunkStats } from "./counts.ts";
+import type { PointInTime } from "./point-in-time.ts";
+
+/** Everything a backup needs to know; made by the command line from flags, by others from their own settings. */
+export interface BackupRequest extends ReadTools {
+  readonly source: string;
+  readonly diskNames: readonly string[];
+  /**
+   * Opens the source's point in time. Called once, when the run holds its lease.
+   * @param bitmapOf the dirty bitmap a disk is to be opened with, if it goes the incremental way.
+   */
+  readonly open: (bitmapOf: (disk: string) => string | undefined, signal: AbortSignal) => Promise<PointInTime>;
+  readonly full: boolean;
+  readonly bitmap: string | undefined;
+  /** Which generation the bitmap belongs to, in any form that `resolveGeneration` takes. */
+  readonly parent: string | undefined;
+  readonly tags: Readonly<Record<string, string>>;
+  readonly dedup: { readonly scope: DedupScope; readonly cacheDir: string };
+  /** Who we are, for the lease and the run's records. */
+  readonly holder: LeaseHolder;
+  readonly isGone: (holder: LeaseHolder) => boolean;
+  readonly writer: string;
+  readonly warn: (message: string) => void;
+  readonly progress: (state: BackupProgress) => void;
+  /** Of the whole process, bytes. */
+  readonly peakRssBytes: () => number;
+}
+
+export interface BackupProgress {
+  readonly disk: string;
+  /** Bytes of the disk that are behind us, and its size. */
+  readonly position: number;
+  readonly size: number;
+  readonly stats: Readonly<ChunkStats>;
+}
+
+export interface RunStats extends ChunkStats {
+  readonly seconds: number;
+  /** Layers, index objects and the packs' directories; not the manifest. */
+  readonly metadataBytes: number;
+  /** Sent by the whole run, by operation. */
+  readonly requests: Readonly<Record<string, number>>;
+  readonly peakRssBytes: number;
+}
+
+export interface BackupReport {
+  readonly manifest: Manifest;
+  readonly stats: RunStats;
+}
+
+/** Which way a disk would go: what `--dry-run` tells. */
+export interface DryRun {
+  readonly name: string;
+  readonly kind: Manifest["kind"];
+  readonly reason: string;
+  readonly size: number;
+}

@@ -1,0 +1,139 @@
+import { join } from "node:path";
+import { AppError, messageOf } from "../errors.ts";
+import { checkClock } from "../repository/clock.ts";
+import { DedupIndex } from "../repository/dedup.ts";
+import { acquireLease, DEFAULT_LEASE } from "../repository/leases.ts";
+import { latestGeneration, loadGeneration } from "../repository/generations.ts";
+import type { StoredManifest } from "../repository/manifest.ts";
+import { uuidv7 } from "../repository/names.ts";
+import { resolveGeneration } from "../repository/resolve-generation.ts";
+import { beginRun, endRun, type RunEnd } from "../repository/runs.ts";
+import type { RunIdentity } from "./commit.ts";
+import { makeGeneration } from "./generation.ts";
+import { chooseWay, parentOf, type PlanRequest } from "./plan.ts";
+import type { BackupReport, BackupRequest, DryRun } from "./request.ts";
+import { abortStaleUploads } from "./stale-uploads.ts";
+
+/** What a stopped run may still take to undo what it did, milliseconds. */
+const CLEANUP_MS = 15_000;
+
+/**
+ * One backup: lease, begin record, generation, end record.
+ *
+ * Whatever happens, the lease is given back and the run's end is recorded. Nothing is visible to readers before the
+ * manifest, so a run that fails leaves only packs, which the next run finds and uses.
+ */
+export async function runBackup(request: BackupRequest, run: AbortController): Promise<BackupReport> {
+  const { repository, source, holder, isGone } = request;
+  const { store, config } = repository;
+  const { signal } = run;
+  const startedMs = performance.now();
+  const now = await store.now(signal);
+  checkClock(now, new Date());
+  const id = uuidv7(now.getTime());
+  const lease = await acquireLease(repository, source, id, { ...DEFAULT_LEASE, holder, isGone }, signal);
+  const common = { format: 1, repository: config.repository, source, run: id } as const;
+  const end = async (outcome: Pick<RunEnd, "outcome" | "generation" | "error">): Promise<void> => {
+    const cleanup = AbortSignal.timeout(CLEANUP_MS);
+    const endedAt = (await store.now(cleanup)).toISOString();
+    const seconds = (performance.now() - startedMs) / 1000;
+    await endRun(repository, { ...common, ...outcome, endedAt, seconds, requests: store.requests() }, cleanup);
+  };
+  try {
+    const parents = await findParents(request, signal);
+    const parent = parentOf(planRequest(request, parents))?.generation ?? null;
+    const startedAt = now.toISOString();
+    await beginRun(
+      repository,
+      { ...common, purpose: "backup", startedAt, pinned: parent, host: holder.host, writer: request.writer },
+      signal,
+    );
+    const report = await pinned(request, parents, { id, lease, startedAt, startedMs }, run);
+    await end({ outcome: "done", generation: report.manifest.generation, error: null }).catch((error: unknown) =>
+      request.warn(`The generation is stored, but the run's end could not be recorded: ${messageOf(error)}`),
+    );
+    return report;
+  } catch (error) {
+    const outcome = error instanceof AppError && error.kind === "cancelled" ? "cancelled" : "failed";
+    const code = error instanceof AppError ? error.code : "E_UNEXPECTED";
+    await end({ outcome, generation: null, error: { code, message: messageOf(error).slice(0, 1000) } }).catch(
+      () => undefined, // the failure itself is what the user must hear
+    );
+    throw error;
+  } finally {
+    await lease.release();
+  }
+}
+
+/** What each disk would do; looks at the repository and the exports, writes nothing. */
+export async function dryRun(request: BackupRequest, signal: AbortSignal): Promise<DryRun[]> {
+  const plan = planRequest(request, await findParents(request, signal));
+  const ways = new Map(request.diskNames.map((name) => [name, chooseWay(plan, name)]));
+  const open = await request.open(
+    (name) => (ways.get(name)?.kind === "incremental" ? request.bitmap : undefined),
+    signal,
+  );
+  try {
+    return [...open.disks].map(([name, disk]) => {
+      const { kind, reason } = ways.get(name)!;
+      return { name, kind, reason, size: disk.size };
+    });
+  } finally {
+    await open.close(false);
+  }
+}
+
+/** Generations that a run may stand on. */
+interface Parents {
+  readonly latest: StoredManifest | undefined;
+  /** The one that was asked for. */
+  readonly chosen: StoredManifest | undefined;
+}
+
+/**
+ * The work under a begin record. The parent is looked up once more first: only now a collection that began before
+ * the record was written cannot have missed the pin (R6).
+ */
+async function pinned(
+  request: BackupRequest,
+  parents: Parents,
+  identity: RunIdentity,
+  run: AbortController,
+): Promise<BackupReport> {
+  const { repository, source } = request;
+  const plan = planRequest(request, parents);
+  const parent = parentOf(plan);
+  if (parent !== undefined) {
+    await loadGeneration(repository, { source, generation: parent.generation }, run.signal, parent.digest);
+  }
+  await abortStaleUploads(repository, identity.id, run.signal).catch((error: unknown) => {
+    run.signal.throwIfAborted();
+    request.warn(`Uploads that an earlier run left behind could not be removed: ${messageOf(error)}`);
+  });
+  const dedup = await openDedup(request, run.signal);
+  try {
+    return await makeGeneration(request, plan, dedup, identity, run);
+  } finally {
+    dedup.close();
+  }
+}
+
+/** One database a repository, whatever its location is called today. */
+async function openDedup(request: BackupRequest, signal: AbortSignal): Promise<DedupIndex> {
+  const { repository, source, dedup, warn } = request;
+  const file = join(dedup.cacheDir, `${repository.config.repository}.sqlite`);
+  return await DedupIndex.open({ file, repository, scope: dedup.scope, source, warn }, signal);
+}
+
+async function findParents(request: BackupRequest, signal: AbortSignal): Promise<Parents> {
+  const { repository, source, parent } = request;
+  return {
+    latest: await latestGeneration(repository, source, signal),
+    chosen: parent === undefined ? undefined : await resolveGeneration(repository, parent, signal),
+  };
+}
+
+function planRequest(request: BackupRequest, { latest, chosen }: Parents): PlanRequest {
+  const { source, full, bitmap } = request;
+  return { source, full, bitmap, parent: chosen, latest };
+}

@@ -1,0 +1,45 @@
+import { Command } from "commander";
+import { formatSize } from "../../bytes/size.ts";
+import { loadGenerations } from "../../repository/generations.ts";
+import { action } from "../action.ts";
+import { generationDocument } from "../documents.ts";
+import { table } from "../output.ts";
+import { withRepository, type RepositoryFlags } from "../session.ts";
+
+interface Flags extends RepositoryFlags {
+  readonly source?: string;
+}
+
+export function listCommand(): Command {
+  return new Command("list")
+    .alias("ls")
+    .summary("list generations")
+    .description("Lists generations, oldest first: when, what kind and why, what was read and stored.")
+    .option("--source NAME", "only generations of this source")
+    .addHelpText("after", "\nExample:\n  blockhaul list -r s3://my-bucket/vms --source web")
+    .action(
+      action(async (cli, command) => {
+        const flags = command.optsWithGlobals<Flags>();
+        await withRepository(flags, cli, async (repository) => {
+          const manifests = await loadGenerations(repository, flags.source, cli.run.signal);
+          cli.output.result({ generations: manifests.map(generationDocument) }, () => {
+            if (manifests.length === 0) return "No generations yet";
+            return table(
+              ["GENERATION", "SOURCE", "CREATED", "KIND", "DISKS", "SIZE", "READ", "STORED", "REASON"],
+              manifests.map((manifest) => [
+                manifest.generation,
+                manifest.source,
+                manifest.committedAt.replace(/\.\d+Z$/, "Z"),
+                manifest.kind,
+                String(manifest.disks.length),
+                formatSize(manifest.disks.reduce((sum, disk) => sum + disk.size, 0)),
+                formatSize(manifest.stats.bytesRead),
+                formatSize(manifest.stats.bytesPacked),
+                manifest.reason,
+              ]),
+            );
+          });
+        });
+      }),
+    );
+}

@@ -1,0 +1,44 @@
+import { Command } from "commander";
+import { formatSize } from "../../bytes/size.ts";
+import { resolveGeneration } from "../../repository/resolve-generation.ts";
+import type { Manifest } from "../../repository/manifest.ts";
+import { action } from "../action.ts";
+import { generationDocument } from "../documents.ts";
+import { withRepository, type RepositoryFlags } from "../session.ts";
+
+export function showCommand(): Command {
+  return new Command("show")
+    .summary("show one generation")
+    .argument("<generation>", "an id, a unique prefix of one, latest, NAME, NAME@latest, or NAME@2026-11-22T03:00Z")
+    .addHelpText("after", "\nExample:\n  blockhaul show -r s3://my-bucket/vms web@latest")
+    .action(
+      action(async (cli, command) => {
+        await withRepository(command.optsWithGlobals<RepositoryFlags>(), cli, async (repository) => {
+          const manifest = await resolveGeneration(repository, command.args[0]!, cli.run.signal);
+          cli.output.result(generationDocument(manifest), () => describe(manifest));
+        });
+      }),
+    );
+}
+
+function describe(manifest: Manifest): string {
+  const { stats } = manifest;
+  const lines = [
+    ["generation", manifest.generation],
+    ["source", manifest.source],
+    ["created", manifest.committedAt],
+    ["kind", `${manifest.kind} (${manifest.reason})`],
+    ["parent", manifest.parent?.generation ?? "none"],
+    ["consistency", manifest.consistency],
+    ["read", `${formatSize(stats.bytesRead)}, of which unchanged ${formatSize(stats.bytesUnchanged)}`],
+    ["zero", formatSize(stats.bytesZero)],
+    ["deduplicated", formatSize(stats.bytesDeduplicated)],
+    ["stored", `${formatSize(stats.bytesStored)} as ${formatSize(stats.bytesPacked)}`],
+    ...Object.entries(manifest.tags).map(([key, value]) => ["tag", `${key}=${value}`]),
+    ...manifest.disks.map((disk) => [
+      "disk",
+      `${disk.name}: ${formatSize(disk.size)} (${disk.size} bytes), ${disk.layers.length} layers, ${disk.kind}: ${disk.reason}`,
+    ]),
+  ];
+  return lines.map(([name, value]) => `${name!.padEnd(13)} ${value!}`).join("\n");
+}

@@ -1,0 +1,76 @@
+import { Command, CommanderError } from "commander";
+import { backupCommand } from "./commands/backup.ts";
+import { completionCommand } from "./commands/completion.ts";
+import { demoCommand } from "./commands/demo.ts";
+import { diffCommand } from "./commands/diff.ts";
+import { doctorCommand } from "./commands/doctor.ts";
+import { initCommand } from "./commands/init.ts";
+import { listCommand } from "./commands/list.ts";
+import { restoreCommand } from "./commands/restore.ts";
+import { showCommand } from "./commands/show.ts";
+import { statsCommand } from "./commands/stats.ts";
+import { verifyCommand } from "./commands/verify.ts";
+import { EXIT_CODE } from "./exit-codes.ts";
+import { packageVersion } from "./process.ts";
+
+/** The whole command line, for `main` and for the tests that hold README.md to it. */
+export function buildProgram(): Command {
+  const program = new Command("blockhaul")
+    .description("Backs up the changed blocks of QEMU disks over NBD straight into S3-compatible storage.")
+    .version(packageVersion())
+    .option("-r, --repository REPO", "s3://BUCKET/PREFIX or a directory (or BLOCKHAUL_REPOSITORY)")
+    .option("--cache-dir DIR", "where the dedup index is cached (or BLOCKHAUL_CACHE_DIR)")
+    .option("--json", "print one JSON document to stdout, JSON lines to stderr")
+    .option("-q, --quiet", "no progress, no remarks")
+    .option("--strict", "exit with 16 when there were warnings")
+    .addHelpText(
+      "after",
+      `
+A first backup:
+  blockhaul init -r /backup/vms
+  qemu-nbd --read-only --fork --persistent --socket=/tmp/web.sock --export-name=web web.qcow2
+  blockhaul backup -r /backup/vms 'nbd+unix:///web?socket=/tmp/web.sock'
+  blockhaul list -r /backup/vms
+  blockhaul restore -r /backup/vms web --to restored.raw
+
+Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another run, 12 credentials,
+13 repository damaged, 14 source or protocol error, 15 storage unavailable or full,
+16 warnings with --strict, 130 interrupted.`,
+    )
+    .showHelpAfterError("(blockhaul COMMAND --help shows examples)");
+  for (const command of [
+    initCommand(),
+    backupCommand(),
+    listCommand(),
+    showCommand(),
+    restoreCommand(),
+    verifyCommand(),
+    statsCommand(),
+    diffCommand(),
+    doctorCommand(),
+    demoCommand(),
+    completionCommand(),
+  ]) {
+    program.addCommand(inherit(command, program));
+  }
+  return program;
+}
+
+/** Global flags may stand before or behind the command's name. */
+function inherit(command: Command, program: Command): Command {
+  for (const option of program.options) {
+    if (option.long !== "--version") command.addOption(option);
+  }
+  return command.exitOverride().showHelpAfterError("(blockhaul COMMAND --help shows examples)");
+}
+
+/** Runs the command line and sets the exit code; never throws for what a user can cause. */
+export async function main(argv: readonly string[] = process.argv): Promise<void> {
+  const program = buildProgram().exitOverride();
+  try {
+    await program.parseAsync(argv);
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    process.exitCode = error.exitCode === 0 ? 0 : EXIT_CODE.usage; // commander has said what was wrong
+  }
+}

@@ -1,0 +1,119 @@
+import { randomBytes } from "node:crypto";
+import { access, link, mkdtemp, rename, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import type { DiskTarget } from "../disk/disk.ts";
+import { AppError, systemCode } from "../errors.ts";
+import { pause } from "../flow/retry.ts";
+import { openNbdTarget } from "../nbd/target.ts";
+import { parseNbdUri } from "../nbd/uri.ts";
+import { runProgram, startProgram, type RunningProgram } from "./programs.ts";
+
+/** How long qemu-nbd may take to listen, in milliseconds. */
+const START_MS = 20_000;
+
+/** A new qcow2 image that is written through qemu-nbd and gets its name when it is finished. */
+export interface Qcow2Target {
+  readonly disk: DiskTarget;
+  /** Flushes, ends qemu-nbd, and publishes the image. */
+  finish(signal: AbortSignal): Promise<void>;
+  /** Without `finish` before it, removes the image. Safe to call twice. */
+  close(): Promise<void>;
+}
+
+/**
+ * Creates `path` as qcow2 of `size` bytes. Until `finish` it stands beside its place under a hidden ".partial" name.
+ *
+ * @param options force: replace an existing file, which stays untouched until `finish`.
+ * @throws AppError E_TARGET_EXISTS, E_PROGRAM_MISSING (usage), E_PROGRAM (source).
+ */
+export async function createQcow2(
+  path: string,
+  size: number,
+  options: { readonly force: boolean },
+  signal: AbortSignal,
+): Promise<Qcow2Target> {
+  if (!options.force) await refuseExisting(path);
+  const partial = join(dirname(resolve(path)), `.blockhaul-${randomBytes(6).toString("hex")}.partial`);
+  const folder = await mkdtemp(join(tmpdir(), "blockhaul-"));
+  let server: RunningProgram | undefined;
+  let disk: DiskTarget | undefined;
+  let published = false;
+  const stop = async (): Promise<void> => {
+    await disk?.close();
+    await server?.stop();
+    await rm(folder, { recursive: true, force: true });
+  };
+  const close = async (): Promise<void> => {
+    await stop();
+    if (!published) await rm(partial, { force: true });
+  };
+  try {
+    // qcow2 holds whole sectors only
+    await runProgram("qemu-img", ["create", "-q", "-f", "qcow2", partial, String(Math.ceil(size / 512) * 512)], signal);
+    const socket = join(folder, "nbd.sock");
+    server = startProgram("qemu-nbd", ["-f", "qcow2", "-k", socket, "-x", "disk", "-t", "--discard=unmap", partial]);
+    await Promise.race([waitForSocket(socket, signal), server.died]);
+    disk = await openNbdTarget(parseNbdUri(`nbd+unix:///disk?socket=${encodeURIComponent(socket)}`), {}, signal);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  const opened = disk;
+  const finish = async (): Promise<void> => {
+    await opened.flush(signal);
+    await stop();
+    await (options.force ? rename(partial, path) : publish(partial, path));
+    published = true;
+  };
+  return { disk: freshDisk(opened, path), finish, close };
+}
+
+/** A new image reads as zeros wherever nothing was written. */
+function freshDisk(disk: DiskTarget, path: string): DiskTarget {
+  return {
+    name: path,
+    size: disk.size,
+    blockSize: disk.blockSize,
+    zeroed: true,
+    write: (offset, bytes, signal) => disk.write(offset, bytes, signal),
+    zero: (offset, length, signal) => disk.zero(offset, length, signal),
+    flush: (signal) => disk.flush(signal),
+    close: () => disk.close(),
+  };
+}
+
+async function refuseExisting(path: string): Promise<void> {
+  const there = await access(path).then(
+    () => true,
+    () => false,
+  );
+  if (there) throw targetExists(path);
+}
+
+/** Gives the name only if it is still free. */
+async function publish(partial: string, path: string): Promise<void> {
+  try {
+    await link(partial, path);
+  } catch (error) {
+    throw systemCode(error) === "EEXIST" ? targetExists(path, error) : error;
+  }
+  await rm(partial);
+}
+
+function targetExists(path: string, cause?: unknown): AppError {
+  return new AppError("usage", "E_TARGET_EXISTS", `${path} exists already; give --force to replace it`, { path }, cause);
+}
+
+async function waitForSocket(socket: string, signal: AbortSignal): Promise<void> {
+  const deadline = performance.now() + START_MS;
+  while (performance.now() < deadline) {
+    const there = await access(socket).then(
+      () => true,
+      () => false,
+    );
+    if (there) return;
+    await pause(10, signal);
+  }
+  throw new AppError("source", "E_PROGRAM", `qemu-nbd did not begin to serve within ${START_MS / 1000} s`);
+}

@@ -1,0 +1,91 @@
+import { MiB, KiB } from "../bytes/size.ts";
+import { chunkCount } from "../chunk/grid.ts";
+import { SlabPool } from "../chunk/slabs.ts";
+import type { ChunkWorkers } from "../chunk/workers.ts";
+import { AppError } from "../errors.ts";
+import { mapOrdered } from "../flow/map-ordered.ts";
+import type { Repository } from "../repository/config.ts";
+import { DiskMap } from "../repository/layer-stack.ts";
+import type { ManifestDisk } from "../repository/manifest.ts";
+import type { PackDirectories } from "../repository/pack-reader.ts";
+import { openSpan, type OpenedSpan } from "./open-span.ts";
+import { windows, type Window } from "./plan.ts";
+import { spans, type Span, type SpanLimits } from "./spans.ts";
+
+/** Ranged GETs under way at once, each with a slab of stored and one of raw bytes. */
+const GETS = 6;
+
+/** What readers of disks share. */
+export interface ReadTools {
+  readonly repository: Repository;
+  readonly directories: PackDirectories;
+  readonly workers: ChunkWorkers;
+}
+
+/** What receives a disk's content. Calls come in the packs' order, several at once, each byte of the disk once. */
+export interface ContentSink {
+  data(span: OpenedSpan, signal: AbortSignal): Promise<void>;
+  zero(offset: number, length: number, signal: AbortSignal): Promise<void>;
+  /** May leave out data: `verify --read-data=N%` reads only a part of the packs. */
+  wants?(pack: string): boolean;
+}
+
+/**
+ * map ─▶ windows ─▶ spans of packs ─▶ ranged GET, open ─▶ sink
+ *
+ * Everything of one disk of a generation, verified against the chain of hashes, pack by pack with bounded memory.
+ */
+export async function readDisk(
+  disk: ManifestDisk,
+  tools: ReadTools,
+  sink: ContentSink,
+  run: AbortController,
+): Promise<void> {
+  const { repository, directories, workers } = tools;
+  const { chunkSize, size } = disk;
+  const limits: SpanLimits = { storedMax: 4 * MiB + 64 * KiB, rawMax: 4 * MiB, gapMax: 128 * KiB };
+  const slabs = { stored: new SlabPool(limits.storedMax, GETS), raw: new SlabPool(limits.rawMax, GETS + 2) };
+  const map = await DiskMap.open(repository, disk, run.signal);
+  const planned = windows(map, size, chunkSize, chunkCount(size, chunkSize), run.signal);
+  const wanted = spansOf(planned, directories, sink, limits, run.signal);
+  const done = mapOrdered(wanted, GETS, run, async (item, signal) => {
+    if (!("pack" in item)) return sink.zero(item.offset, item.length, signal);
+    assertChunkLengths(item, size, chunkSize);
+    const opened = await openSpan(item, repository.store, slabs, workers, signal);
+    try {
+      await sink.data(opened, signal);
+    } finally {
+      opened.slab.release();
+    }
+  });
+  for await (const item of done) void item;
+}
+
+async function* spansOf(
+  planned: AsyncIterable<Window>,
+  directories: PackDirectories,
+  sink: ContentSink,
+  limits: SpanLimits,
+  signal: AbortSignal,
+): AsyncGenerator<Span | { offset: number; length: number }, void> {
+  for await (const window of planned) {
+    for (const part of window.packs) {
+      if (sink.wants?.(part.packRef.pack) === false) continue;
+      yield* spans(part, await directories.get(part.packRef, signal), limits);
+    }
+    yield* window.zeros;
+  }
+}
+
+/** A blob must be exactly as long as every chunk it stands for; only the disk's last chunk may be short. */
+function assertChunkLengths(span: Span, size: number, chunkSize: number): void {
+  for (const { slot, chunks } of span.blobs) {
+    const rawLength = span.directory.rawLength(slot);
+    for (const chunk of chunks) {
+      if (rawLength === Math.min(chunkSize, size - chunk * chunkSize)) continue;
+      throw new AppError("corrupt", "E_CHUNK_LENGTH", `Slot ${slot} of pack ${span.pack} does not fit chunk ${chunk}`, {
+        rawLength,
+      });
+    }
+  }
+}

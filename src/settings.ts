@@ -1,0 +1,106 @@
+import { homedir } from "node:os";
+import { join } from "node:path";
+import { AppError } from "./errors.ts";
+import { isNbdUri, parseNbdUri, type NbdAddress } from "./nbd/uri.ts";
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/** Where the repository is and where its local advice (the dedup index) is kept. */
+export interface RepositorySettings {
+  readonly location: string;
+  readonly cacheDir: string;
+}
+
+/** @throws AppError E_NO_REPOSITORY_GIVEN (usage). */
+export function repositorySettings(
+  flags: { readonly repository?: string; readonly cacheDir?: string },
+  environment: Environment,
+): RepositorySettings {
+  const location = flags.repository ?? environment["BLOCKHAUL_REPOSITORY"];
+  if (location === undefined || location === "") {
+    throw new AppError(
+      "usage",
+      "E_NO_REPOSITORY_GIVEN",
+      "Which repository? Give -r s3://BUCKET/PREFIX or a directory, or set BLOCKHAUL_REPOSITORY",
+    );
+  }
+  const home = environment["XDG_CACHE_HOME"] ?? join(homedir(), ".cache");
+  return { location, cacheDir: flags.cacheDir ?? environment["BLOCKHAUL_CACHE_DIR"] ?? join(home, "blockhaul") };
+}
+
+/** One disk to back up: its name in the generation and where it is exported. */
+export interface DiskSettings {
+  readonly name: string;
+  readonly address: NbdAddress;
+}
+
+export interface SourceSettings {
+  /** The source's name in the repository. */
+  readonly name: string;
+  readonly disks: readonly DiskSettings[];
+}
+
+const NAME = /^[A-Za-z0-9._-]{1,128}$/;
+
+/**
+ * The disks to back up, from SOURCE (one NBD URI) or `--disk NAME=URI` repeated, and the name they are kept under.
+ *
+ * @throws AppError (usage) E_SOURCE, E_NO_SOURCE_NAME, E_DISK_TWICE and those of `parseNbdUri`.
+ */
+export function sourceSettings(
+  source: string | undefined,
+  diskFlags: readonly string[],
+  nameFlag: string | undefined,
+): SourceSettings {
+  if ((source === undefined) === (diskFlags.length === 0)) {
+    throw new AppError("usage", "E_SOURCE", "Give either one SOURCE (an NBD URI) or --disk NAME=URI, once for each disk");
+  }
+  const disks = source === undefined ? diskFlags.map(parseDiskFlag) : [singleDisk(source)];
+  const twice = disks.find((disk, index) => disks.findIndex((other) => other.name === disk.name) !== index);
+  if (twice !== undefined) throw new AppError("usage", "E_DISK_TWICE", `Disk ${twice.name} is given twice`);
+  const exportName = disks.length === 1 ? disks[0]!.address.exportName : "";
+  const name = nameFlag ?? exportName;
+  if (!NAME.test(name)) {
+    const hint = name === "" ? "the export has no name" : `"${name}" has other characters than A-Z a-z 0-9 . _ -`;
+    throw new AppError("usage", "E_NO_SOURCE_NAME", `Give the backup a name with --name NAME: ${hint}`);
+  }
+  return { name, disks };
+}
+
+function singleDisk(source: string): DiskSettings {
+  if (!isNbdUri(source)) {
+    throw new AppError(
+      "usage",
+      "E_SOURCE",
+      `Not an NBD URI: "${source}"; write nbd://HOST/EXPORT, nbds://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH`,
+    );
+  }
+  const address = parseNbdUri(source);
+  return { name: NAME.test(address.exportName) ? address.exportName : "disk", address };
+}
+
+function parseDiskFlag(flag: string): DiskSettings {
+  const [name, uri] = splitOnce(flag);
+  if (!NAME.test(name) || uri === undefined || !isNbdUri(uri)) {
+    throw new AppError("usage", "E_SOURCE", `Not NAME=NBD-URI: "${flag}"; for example --disk vda=nbd://127.0.0.1/vda`);
+  }
+  return { name, address: parseNbdUri(uri) };
+}
+
+/** `--tag K=V` repeated. @throws AppError E_TAG (usage). */
+export function parseTags(flags: readonly string[]): Record<string, string> {
+  const tags: Record<string, string> = {};
+  for (const flag of flags) {
+    const [key, value] = splitOnce(flag);
+    if (!/^[A-Za-z0-9._-]{1,64}$/.test(key) || value === undefined || value.length > 256) {
+      throw new AppError("usage", "E_TAG", `Not KEY=VALUE: "${flag}"; keys are of A-Z a-z 0-9 . _ -, values up to 256 characters`);
+    }
+    tags[key] = value;
+  }
+  return tags;
+}
+
+function splitOnce(text: string): [string, string | undefined] {
+  const at = text.indexOf("=");
+  return at < 0 ? [text, undefined] : [text.slice(0, at), text.slice(at + 1)];
+}

@@ -1,0 +1,34 @@
+import { mkdir } from "node:fs/promises";
+import { directoryError } from "./directory-errors.ts";
+import { DirectoryStore } from "./directory.ts";
+import { parseLocation } from "./location.ts";
+import type { S3Options } from "./s3-connection.ts";
+import { S3Store } from "./s3.ts";
+import type { ObjectStore } from "./store.ts";
+
+/**
+ * The store at a location in one of the forms of `parseLocation`. Nothing is asked yet: whether it is there, and
+ * whether it lets us in, shows with the first call.
+ *
+ * @throws AppError E_LOCATION (usage).
+ */
+export function openStore(location: string, options: S3Options = {}): ObjectStore {
+  const parsed = parseLocation(location);
+  return parsed.kind === "s3" ? new S3Store(parsed, options) : new DirectoryStore(parsed.path);
+}
+
+/**
+ * As `openStore`, for a place that may not be there yet: a missing directory is made. Buckets are not: they cost
+ * money and have settings that nobody can guess.
+ *
+ * @throws AppError E_LOCATION (usage), E_ACCESS (credentials), E_STORE_FULL (full).
+ */
+export async function openNewStore(location: string, options: S3Options = {}): Promise<ObjectStore> {
+  const parsed = parseLocation(location);
+  if (parsed.kind === "directory") {
+    await mkdir(parsed.path, { recursive: true }).catch((error: unknown) => {
+      throw directoryError(error, parsed.path, "the directory");
+    });
+  }
+  return openStore(location, options);
+}

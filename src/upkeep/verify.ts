@@ -1,0 +1,162 @@
+import { KiB, MiB } from "../bytes/size.ts";
+import { chunkCount, chunkLength } from "../chunk/grid.ts";
+import { SlabPool } from "../chunk/slabs.ts";
+import { AppError } from "../errors.ts";
+import { mapOrdered } from "../flow/map-ordered.ts";
+import { DiskMap } from "../repository/layer-stack.ts";
+import type { Manifest, ManifestDisk } from "../repository/manifest.ts";
+import type { PackRef } from "../repository/pack-directory.ts";
+import { openSpan } from "../restore/open-span.ts";
+import type { ReadTools } from "../restore/read-disk.ts";
+import { spans, type SpanLimits } from "../restore/spans.ts";
+
+const GETS = 6;
+const LIMITS: SpanLimits = { storedMax: 4 * MiB + 64 * KiB, rawMax: 4 * MiB, gapMax: 128 * KiB };
+
+/** Something stored that is not what was stored. */
+export interface Problem {
+  readonly message: string;
+  readonly code: string;
+  /** Generations that need it, as far as known. */
+  readonly generations: readonly string[];
+}
+
+export interface VerifyReport {
+  readonly generations: number;
+  readonly packs: number;
+  /** Slots that the generations use, and how many of them were read and checked. */
+  readonly chunks: number;
+  readonly chunksRead: number;
+  /** Stored bytes read. */
+  readonly bytesRead: number;
+  readonly problems: readonly Problem[];
+}
+
+/** Slots of a pack that some generation needs: a bit each. */
+interface UsedPack {
+  readonly packRef: PackRef;
+  readonly slots: Uint8Array;
+  readonly generations: Set<string>;
+}
+
+/**
+ * Checks generations: manifest, layers and directories are the ones their digests name, every address leads to a
+ * slot of the right length, and, for `readPercent` of the packs, every blob in use opens to bytes with the right id.
+ *
+ * A problem is noted and the rest is checked all the same.
+ *
+ * @param readPercent 0 to 100; packs are chosen at random.
+ */
+export async function verify(
+  manifests: readonly Manifest[],
+  readPercent: number,
+  tools: ReadTools,
+  run: AbortController,
+  progress: (done: number, total: number) => void,
+): Promise<VerifyReport> {
+  const used = new Map<string, UsedPack>();
+  const problems: Problem[] = [];
+  for (const manifest of manifests) {
+    for (const disk of manifest.disks) {
+      await noting(problems, [manifest.generation], run.signal, () =>
+        verifyMap(manifest.generation, disk, tools, used, problems, run.signal),
+      );
+    }
+  }
+  const packs = [...used.values()];
+  const chosen = packs.filter(() => Math.random() * 100 < readPercent);
+  const slabs = { stored: new SlabPool(LIMITS.storedMax, GETS), raw: new SlabPool(LIMITS.rawMax, GETS) };
+  let done = 0;
+  let chunksRead = 0;
+  let bytesRead = 0;
+  const reads = mapOrdered(chosen, GETS, run, async (pack, signal) => {
+    for (const span of await spansOf(pack, tools, signal)) {
+      await noting(problems, [...pack.generations], signal, async () => {
+        const opened = await openSpan(span, tools.repository.store, slabs, tools.workers, signal);
+        opened.slab.release();
+        chunksRead += span.blobs.length;
+        bytesRead += span.length;
+      });
+    }
+    progress(++done, chosen.length);
+  });
+  for await (const pack of reads) void pack;
+  const chunks = packs.reduce((sum, pack) => sum + countBits(pack.slots), 0);
+  return { generations: manifests.length, packs: packs.length, chunks, chunksRead, bytesRead, problems };
+}
+
+/** Runs a check; what is wrong with the repository is noted, everything else ends the run. */
+async function noting(
+  problems: Problem[],
+  generations: readonly string[],
+  signal: AbortSignal,
+  check: () => Promise<void>,
+): Promise<void> {
+  try {
+    await check();
+  } catch (error) {
+    signal.throwIfAborted();
+    if (!(error instanceof AppError) || (error.kind !== "corrupt" && error.code !== "E_NO_OBJECT")) throw error;
+    problems.push({ message: error.message, code: error.code, generations });
+  }
+}
+
+/** One disk's addresses: every chunk's slot exists and is as long as the chunk. */
+async function verifyMap(
+  generation: string,
+  disk: ManifestDisk,
+  tools: ReadTools,
+  used: Map<string, UsedPack>,
+  problems: Problem[],
+  signal: AbortSignal,
+): Promise<void> {
+  const { size, chunkSize } = disk;
+  const map = await DiskMap.open(tools.repository, disk, signal);
+  const lost = new Set<string>();
+  for await (const run of map.runs(0, chunkCount(size, chunkSize), signal)) {
+    if (run.where === "zero" || lost.has(run.where.packRef.pack)) continue;
+    const { packRef, slot } = run.where;
+    const sound = problems.length;
+    await noting(problems, [generation], signal, async () => {
+      const directory = await tools.directories.get(packRef, signal);
+      const pack = usedPack(used, packRef, generation);
+      for (let index = 0; index < run.count; index++) {
+        const at = slot + index;
+        const chunk = run.first + index;
+        if (at >= packRef.slotCount || directory.rawLength(at) !== chunkLength(chunk, size, chunkSize)) {
+          throw new AppError("corrupt", "E_SLOT", `Chunk ${chunk} of disk ${disk.name} points at slot ${at} of pack ${packRef.pack}, which does not fit`);
+        }
+        pack.slots[at >> 3]! |= 1 << (at & 7);
+      }
+    });
+    if (problems.length > sound) lost.add(packRef.pack); // once a pack is enough
+  }
+}
+
+function usedPack(used: Map<string, UsedPack>, packRef: PackRef, generation: string): UsedPack {
+  let pack = used.get(packRef.pack);
+  if (pack === undefined) {
+    pack = { packRef, slots: new Uint8Array(Math.ceil(packRef.slotCount / 8)), generations: new Set() };
+    used.set(packRef.pack, pack);
+  }
+  pack.generations.add(generation);
+  return pack;
+}
+
+async function spansOf(pack: UsedPack, tools: ReadTools, signal: AbortSignal): Promise<ReturnType<typeof spanList>> {
+  return spanList(pack, await tools.directories.get(pack.packRef, signal));
+}
+
+function spanList(pack: UsedPack, directory: Parameters<typeof spans>[1]): Parameters<typeof openSpan>[0][] {
+  const slots: number[] = [];
+  for (let slot = 0; slot < pack.packRef.slotCount; slot++) {
+    if ((pack.slots[slot >> 3]! & (1 << (slot & 7))) !== 0) slots.push(slot);
+  }
+  return [...spans({ packRef: pack.packRef, slots, chunks: slots }, directory, LIMITS)];
+}
+
+function countBits(bits: Uint8Array): number {
+  let count = 0;
+  for (let byte of bits) for (; byte !== 0; byte &= byte - 1) count++;
+  return count;
+}

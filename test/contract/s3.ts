@@ -1,0 +1,18 @@
+import { buffer } from "node:stream/consumers";
+import { openStore } from "../../src/store/open.ts";
+import { minioClient } from "../support/minio.ts";
+import type { S3Server } from "../support/s3-process.ts";
+import type { OpenedStore } from "./object-store.ts";
+
+/** A store in a new bucket of the server, with the `minio` package's client as the witness. */
+export async function openOn(server: S3Server): Promise<OpenedStore> {
+  const bucket = await server.createBucket("contract");
+  const credentials = { accessKeyId: server.accessKey, secretAccessKey: server.secretKey };
+  const client = minioClient(server);
+  return {
+    store: openStore(server.location(bucket, "some/prefix"), { credentials }),
+    missing: openStore(server.location("no-such-bucket"), { credentials }),
+    witness: async (key) => buffer(await client.getObject(bucket, `some/prefix/${key}`)),
+    close: () => server.stop(),
+  };
+}
