@@ -59,7 +59,13 @@ export async function copyDisk(
   const parent =
     plan.compareWith === undefined
       ? undefined
-      : new ParentChunks(plan.compareWith, chunkCount(disk.size, chunkSize), tools.directories, run.signal);
+      : new ParentChunks(
+          plan.compareWith,
+          chunkCount(disk.size, chunkSize),
+          plan.forced,
+          tools.directories,
+          run.signal,
+        );
   const decider = new Decider(tools.dedup, tools.directories, parent, plan.forced, tools.mine);
   const placer = new Placer(tools.packs, layer, tools.dedup, tools.mine, plan.base.length > 0, counts);
 

@@ -1,11 +1,14 @@
 import type { Verdict, ZeroRun } from "./decide.ts";
 
-/** What happened to the chunks of a disk, or of several; the `stats` of manifests and reports. */
+/**
+ * What happened to the chunks of a disk, or of several; the `stats` of manifests and reports. A chunk that a run
+ * looked at became one of four: zero, unchanged, deduplicated or stored. It was read, or said by the source to be zero.
+ */
 export interface ChunkStats {
   /** Raw bytes and chunks read from the source. */
   bytesRead: number;
   chunksRead: number;
-  /** Zero: found in the data, or said by the source. */
+  /** Recorded as zero: found in the data, or said by the source. */
   bytesZero: number;
   chunksZero: number;
   /** Read (or said to be zero) and equal to the parent's. */
@@ -57,11 +60,13 @@ export class DiskCounts {
   /** A run of zeros that nobody had to read. */
   zeroRun(run: ZeroRun): void {
     const end = Math.min((run.first + run.count) * this.#chunkSize, this.#diskSize);
-    this.stats.bytesZero += end - run.first * this.#chunkSize;
-    this.stats.chunksZero += run.count;
+    const bytes = end - run.first * this.#chunkSize;
     if (run.unchanged) {
-      this.stats.bytesUnchanged += end - run.first * this.#chunkSize;
+      this.stats.bytesUnchanged += bytes;
       this.stats.chunksUnchanged += run.count;
+    } else {
+      this.stats.bytesZero += bytes;
+      this.stats.chunksZero += run.count;
     }
   }
 

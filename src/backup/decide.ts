@@ -19,8 +19,15 @@ export type Verdict =
   | { readonly is: "unchanged" }
   | { readonly is: "zero" }
   | { readonly is: "known"; readonly pack: string; readonly slot: number }
-  | { readonly is: "twin"; readonly id: Uint8Array }
-  | { readonly is: "new"; readonly id: Uint8Array };
+  | { readonly is: "twin"; readonly of: NewChunk }
+  | NewChunk;
+
+export interface NewChunk {
+  readonly is: "new";
+  readonly id: Uint8Array;
+  /** Set when it is placed: before its twins are, which come later in the order of the disks. */
+  address?: { readonly pack: string; readonly slot: number };
+}
 
 /** A fetched batch with a verdict for each chunk; a batch of zeros carries one verdict a range. */
 export type Decided =
@@ -36,10 +43,13 @@ export interface ZeroRun {
 
 /** What this run has found and stored so far, over all of its disks. */
 export interface RunChunks {
-  /** Ids (latin1) decided to be new and not yet in the dedup index; never more than the pipeline holds. */
-  readonly inFlight: Set<string>;
-  /** Packs written by this run, complete or not: their slots need no confirmation. */
-  readonly own: Set<string>;
+  /** By id (latin1): decided to be new and not yet in the dedup index; never more than the pipeline holds. */
+  readonly inFlight: Map<string, NewChunk>;
+  /**
+   * Packs of this run that are not complete: their slots are known from memory and need no confirmation. Those that
+   * are complete are confirmed like any other, for what is known of them comes out of the database.
+   */
+  readonly open: Set<string>;
   /** Packs of others that must not be used: condemned by a prune. */
   readonly avoid: ReadonlySet<string>;
   /** Of every complete pack that a layer of this run names. */
@@ -88,8 +98,7 @@ export class Decider {
       const { first, count } = fetched.batch;
       const before = await this.#parent?.chunks(first, count, signal);
       const guesses = fetched.identities.map((identity, index) => {
-        const parent = this.#forced.has(first + index) ? undefined : before?.[index];
-        return this.#guess(identity, parent);
+        return this.#guess(identity, before?.[index]);
       });
       return { fetched, verdicts: await this.#confirm(guesses, signal) };
     } catch (error) {
@@ -104,14 +113,16 @@ export class Decider {
     if (parent !== undefined && parent !== "zero" && parent.equals(id)) return { is: "unchanged" };
     const hit = this.#dedup.lookup(id);
     if (hit === undefined || this.#mine.avoid.has(hit.pack)) return this.#fresh(id);
-    return this.#mine.own.has(hit.pack) ? { is: "known", ...hit } : { ...hit, id };
+    return this.#mine.open.has(hit.pack) ? { is: "known", ...hit } : { ...hit, id };
   }
 
   #fresh(id: Uint8Array): Verdict {
     const key = idKey(id);
-    if (this.#mine.inFlight.has(key)) return { is: "twin", id };
-    this.#mine.inFlight.add(key);
-    return { is: "new", id };
+    const first = this.#mine.inFlight.get(key);
+    if (first !== undefined) return { is: "twin", of: first };
+    const fresh: NewChunk = { is: "new", id };
+    this.#mine.inFlight.set(key, fresh);
+    return fresh;
   }
 
   /**

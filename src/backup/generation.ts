@@ -1,6 +1,6 @@
 import { MiB } from "../bytes/size.ts";
 import { SlabPool, slabBytes } from "../chunk/slabs.ts";
-import { AppError, messageOf } from "../errors.ts";
+import { AppError, hasCode, messageOf } from "../errors.ts";
 import { readCondemned } from "../repository/condemned.ts";
 import type { BadSlots } from "../repository/damaged.ts";
 import type { DedupIndex } from "../repository/dedup.ts";
@@ -12,7 +12,7 @@ import { commit, type RunIdentity } from "./commit.ts";
 import { copyDisk, type CopiedDisk } from "./copy-disk.ts";
 import { refOf, type RunChunks } from "./decide.ts";
 import { chooseWay, planDisk, type DiskPlan, type PlanRequest } from "./plan.ts";
-import type { PointInTime } from "./point-in-time.ts";
+import type { Outcome, PointInTime } from "./point-in-time.ts";
 import { repairCondemned } from "./repair.ts";
 import type { BackupReport, BackupRequest } from "./request.ts";
 
@@ -74,10 +74,10 @@ export async function makeGeneration(
     (name) => (ways.get(name)?.kind === "incremental" ? request.bitmap : undefined),
     signal,
   );
-  let committed = false;
+  let outcome: Outcome = "failed";
+  const index = new IndexWriter(repository, source, { onWritten: (key, packs) => dedup.packsListed(key, packs) });
   try {
     const frozenAt = await repository.store.now(signal);
-    const index = new IndexWriter(repository, source, { onWritten: (key, packs) => dedup.packsListed(key, packs) });
     const generation: GenerationRun = { request, identity, open, frozenAt, dedup, index, run };
     checkDisks(open);
     const bad = withCondemned(dedup.damaged, condemned.packs);
@@ -88,16 +88,20 @@ export async function makeGeneration(
     const copied = await copyDisks(generation, plans, condemned.packs);
     await open.assertAlive(signal);
     const report = await commit(generation, planRequest, copied);
-    committed = true;
+    outcome = "committed";
     return await repairCondemned(generation, report);
+  } catch (error) {
+    if (hasCode(error, "E_COMMIT_UNKNOWN")) outcome = "unknown";
+    await listWhatIsStored(index, request);
+    throw error;
   } finally {
-    await open.close(committed);
+    await open.close(outcome);
   }
 }
 
 /**
- * Copies every disk into packs; when it resolves, all packs are complete. When it fails, what is complete is listed
- * in the index, so that the next run finds it and uploads only the rest.
+ * Copies every disk into packs; when it resolves, all packs are complete. When it fails, nothing is running any more
+ * and what is complete waits in `generation.index`.
  */
 export async function copyDisks(
   generation: GenerationRun,
@@ -107,7 +111,7 @@ export async function copyDisks(
   const { request, open, dedup, index, run } = generation;
   const { repository, workers, directories } = request;
   const { chunkSize } = repository.config;
-  const mine: RunChunks = { inFlight: new Set(), own: new Set(), avoid, refs: new Map() };
+  const mine: RunChunks = { inFlight: new Map(), open: new Set(), avoid, refs: new Map() };
   let directoryBytes = 0;
   const packs = new PackWriter(
     repository,
@@ -115,6 +119,7 @@ export async function copyDisks(
       partsInFlight: PARTS,
       onPack: async (pack) => {
         mine.refs.set(pack.pack, refOf(pack.directory));
+        mine.open.delete(pack.pack);
         directoryBytes += pack.storedDirectory.length;
         dedup.addPack(pack);
         await index.add(pack, run.signal);
@@ -138,12 +143,16 @@ export async function copyDisks(
   } catch (error) {
     run.abort(error);
     await packs.abort();
-    await index.flush(AbortSignal.timeout(CLEANUP_MS)).catch((failure: unknown) => {
-      request.warn(`What was stored until here could not be listed for the next run: ${messageOf(failure)}`);
-    });
     throw run.signal.reason;
   }
   return { disks, refs: mine.refs, directoryBytes };
+}
+
+/** After a failure: lists the complete packs, so that the next run finds them and uploads only the rest. */
+async function listWhatIsStored(index: IndexWriter, request: BackupRequest): Promise<void> {
+  await index.flush(AbortSignal.timeout(CLEANUP_MS)).catch((failure: unknown) => {
+    request.warn(`What was stored until here could not be listed for the next run: ${messageOf(failure)}`);
+  });
 }
 
 function checkDisks(open: PointInTime): void {

@@ -1,5 +1,7 @@
 import type { DiskMap, MapRun } from "../repository/layer-stack.ts";
 import type { PackDirectories } from "../repository/pack-reader.ts";
+import type { PackDirectory } from "../repository/pack-directory.ts";
+import type { ForcedChunks } from "./forced.ts";
 
 /** A chunk of the parent generation: zero, or its id (a view that stays valid). */
 export type ParentChunk = "zero" | Buffer;
@@ -10,24 +12,41 @@ export type ParentChunk = "zero" | Buffer;
  */
 export class ParentChunks {
   readonly #runs: AsyncIterator<MapRun>;
+  readonly #forced: ForcedChunks;
   readonly #directories: PackDirectories;
   #current: MapRun | undefined;
 
-  /** @param chunks chunks of the disk now; beyond the parent's own end the map says zero. */
-  constructor(map: DiskMap, chunks: number, directories: PackDirectories, signal: AbortSignal) {
+  /**
+   * @param chunks chunks of the disk now; beyond the parent's own end the map says zero.
+   * @param forced not looked at: the packs they live in may be damaged, or gone.
+   */
+  constructor(
+    map: DiskMap,
+    chunks: number,
+    forced: ForcedChunks,
+    directories: PackDirectories,
+    signal: AbortSignal,
+  ) {
     this.#runs = map.runs(0, chunks, signal)[Symbol.asyncIterator]();
+    this.#forced = forced;
     this.#directories = directories;
   }
 
-  async chunks(first: number, count: number, signal: AbortSignal): Promise<ParentChunk[]> {
-    const found: ParentChunk[] = [];
-    for await (const run of this.#slice(first, count)) {
-      if (run.where === "zero") {
-        for (let index = 0; index < run.count; index++) found.push("zero");
-        continue;
+  /** @returns one for each chunk; undefined for a forced one. */
+  async chunks(first: number, count: number, signal: AbortSignal): Promise<(ParentChunk | undefined)[]> {
+    const found: (ParentChunk | undefined)[] = [];
+    for await (const { first: start, count: length, where } of this.#slice(first, count)) {
+      let directory: PackDirectory | undefined;
+      for (let index = 0; index < length; index++) {
+        if (this.#forced.has(start + index)) {
+          found.push(undefined);
+        } else if (where === "zero") {
+          found.push("zero");
+        } else {
+          directory ??= await this.#directories.get(where.packRef, signal);
+          found.push(directory.idAt(where.slot + index));
+        }
       }
-      const directory = await this.#directories.get(run.where.packRef, signal);
-      for (let index = 0; index < run.count; index++) found.push(directory.idAt(run.where.slot + index));
     }
     return found;
   }

@@ -73,25 +73,23 @@ export class Placer {
         this.#layer.add(chunk, 1, verdict);
         return;
       case "twin":
-        this.#layer.add(chunk, 1, this.#addressOfTwin(verdict.id));
+        if (verdict.of.address === undefined) {
+          throw new AppError("bug", "E_NO_TWIN", "A repeated chunk has no first copy");
+        }
+        this.#layer.add(chunk, 1, verdict.of.address);
         return;
       case "new": {
         if (sealed === undefined) throw new AppError("bug", "E_NO_BLOB", `Chunk ${chunk} was not sealed`);
         const bytes = fetched.slab.bytes.subarray(sealed.offset, sealed.offset + sealed.length);
         const entry = { id: verdict.id, rawLength, codec: sealed.codec, crc32: sealed.crc32 };
         const address = await this.#packs.append(bytes, entry);
-        this.#mine.own.add(address.pack);
+        verdict.address = address;
+        this.#mine.open.add(address.pack);
         this.#dedup.remember(verdict.id, address.pack, address.slot);
         this.#mine.inFlight.delete(idKey(verdict.id));
         this.#layer.add(chunk, 1, address);
       }
     }
-  }
-
-  #addressOfTwin(id: Uint8Array): { pack: string; slot: number } {
-    const address = this.#dedup.lookup(id);
-    if (address === undefined) throw new AppError("bug", "E_NO_TWIN", "A repeated chunk has no first copy");
-    return address;
   }
 
   #zero(first: number, count: number): void {

@@ -1,6 +1,12 @@
 import type { DiskSource } from "../disk/disk.ts";
 
 /**
+ * What became of the generation: durable; not there; or not known, because the store did not answer, so that
+ * whatever either case needs must be kept (both bitmaps) and the next run decides.
+ */
+export type Outcome = "committed" | "failed" | "unknown";
+
+/**
  * Every disk of a source at one instant, held open while it is copied.
  *
  * Implemented by plain NBD exports (`nbd-exports.ts`), where whoever runs the server vouches for the instant.
@@ -17,6 +23,6 @@ export interface PointInTime {
    */
   assertAlive(signal: AbortSignal): Promise<void>;
 
-  /** Ends it, whatever happened. `committed` tells whether the generation is durable. Called once, never throws. */
-  close(committed: boolean): Promise<void>;
+  /** Ends it, whatever happened. Called once, never throws. */
+  close(outcome: Outcome): Promise<void>;
 }

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { AppError, messageOf } from "../errors.ts";
+import { messageOf } from "../errors.ts";
 import { checkClock } from "../repository/clock.ts";
 import { DedupIndex } from "../repository/dedup.ts";
 import { acquireLease, DEFAULT_LEASE } from "../repository/leases.ts";
@@ -7,7 +7,7 @@ import { latestGeneration, loadGeneration } from "../repository/generations.ts";
 import type { StoredManifest } from "../repository/manifest.ts";
 import { uuidv7 } from "../repository/names.ts";
 import { resolveGeneration } from "../repository/resolve-generation.ts";
-import { beginRun, endRun, type RunEnd } from "../repository/runs.ts";
+import { beginRun, endingOf, endRun } from "../repository/runs.ts";
 import type { RunIdentity } from "./commit.ts";
 import { makeGeneration } from "./generation.ts";
 import { chooseWay, parentOf, type PlanRequest } from "./plan.ts";
@@ -33,15 +33,18 @@ export async function runBackup(request: BackupRequest, run: AbortController): P
   const id = uuidv7(now.getTime());
   const lease = await acquireLease(repository, source, id, { ...DEFAULT_LEASE, holder, isGone }, signal);
   const common = { format: 1, repository: config.repository, source, run: id } as const;
-  const end = async (outcome: Pick<RunEnd, "outcome" | "generation" | "error">): Promise<void> => {
+  const end = async (generation: string | null, failure: unknown): Promise<void> => {
     const cleanup = AbortSignal.timeout(CLEANUP_MS);
     const endedAt = (await store.now(cleanup)).toISOString();
     const seconds = (performance.now() - startedMs) / 1000;
-    await endRun(repository, { ...common, ...outcome, endedAt, seconds, requests: store.requests() }, cleanup);
+    const record = { ...common, ...endingOf(failure), endedAt, generation, seconds, requests: store.requests() };
+    await endRun(repository, record, cleanup);
   };
   try {
     const parents = await findParents(request, signal);
-    const parent = parentOf(planRequest(request, parents))?.generation ?? null;
+    const plan = planRequest(request, parents);
+    for (const name of request.diskNames) chooseWay(plan, name); // a request that cannot be: before anything is written
+    const parent = parentOf(plan)?.generation ?? null;
     const startedAt = now.toISOString();
     await beginRun(
       repository,
@@ -49,16 +52,12 @@ export async function runBackup(request: BackupRequest, run: AbortController): P
       signal,
     );
     const report = await pinned(request, parents, { id, lease, startedAt, startedMs }, run);
-    await end({ outcome: "done", generation: report.manifest.generation, error: null }).catch((error: unknown) =>
+    await end(report.manifest.generation, undefined).catch((error: unknown) =>
       request.warn(`The generation is stored, but the run's end could not be recorded: ${messageOf(error)}`),
     );
     return report;
   } catch (error) {
-    const outcome = error instanceof AppError && error.kind === "cancelled" ? "cancelled" : "failed";
-    const code = error instanceof AppError ? error.code : "E_UNEXPECTED";
-    await end({ outcome, generation: null, error: { code, message: messageOf(error).slice(0, 1000) } }).catch(
-      () => undefined, // the failure itself is what the user must hear
-    );
+    await end(null, error).catch(() => undefined); // the failure itself is what the user must hear
     throw error;
   } finally {
     await lease.release();
@@ -79,7 +78,7 @@ export async function dryRun(request: BackupRequest, signal: AbortSignal): Promi
       return { name, kind, reason, size: disk.size };
     });
   } finally {
-    await open.close(false);
+    await open.close("failed");
   }
 }
 

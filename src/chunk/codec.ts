@@ -16,6 +16,12 @@ export const SEAL_OVERHEAD = NONCE_BYTES + TAG_BYTES;
 /** zstd has to save one byte in so many, or the chunk is stored raw and restores without unpacking. */
 const MARGIN = 16;
 
+/**
+ * Memory that a frame may ask for, as a power of two: 8 MiB, which RFC 8878 (3.1.1.1.2) wants every decoder to grant
+ * and no chunk needs.
+ */
+const WINDOW_LOG_MAX = 23;
+
 const CIPHER = "aes-256-gcm";
 const ZEROS = Buffer.alloc(64 * 1024);
 
@@ -138,8 +144,7 @@ function unpack(payload: Uint8Array, facts: BlobFacts): Buffer {
   let raw: Buffer;
   try {
     raw = zstdDecompressSync(payload, {
-      // A frame may ask for a window of its own choosing; a chunk never needs more than its length.
-      params: { [constants.ZSTD_d_windowLogMax]: Math.max(10, Math.ceil(Math.log2(rawLength))) },
+      params: { [constants.ZSTD_d_windowLogMax]: WINDOW_LOG_MAX },
       maxOutputLength: rawLength,
       chunkSize: Math.max(rawLength, 64), // zlib's least
     });

@@ -13,13 +13,15 @@ import { verifyCommand } from "./commands/verify.ts";
 import { EXIT_CODE } from "./exit-codes.ts";
 import { packageVersion } from "./process.ts";
 
+const HINT = "(blockhaul COMMAND --help shows examples)";
+
 /** The whole command line, for `main` and for the tests that hold README.md to it. */
 export function buildProgram(): Command {
   const program = new Command("blockhaul")
     .description("Backs up the changed blocks of QEMU disks over NBD straight into S3-compatible storage.")
     .version(packageVersion())
-    .option("-r, --repository REPO", "s3://BUCKET/PREFIX or a directory (or BLOCKHAUL_REPOSITORY)")
-    .option("--cache-dir DIR", "where the dedup index is cached (or BLOCKHAUL_CACHE_DIR)")
+    .option("-r, --repository <REPO>", "s3://BUCKET/PREFIX or a directory (or BLOCKHAUL_REPOSITORY)")
+    .option("--cache-dir <DIR>", "where the dedup index is cached (or BLOCKHAUL_CACHE_DIR)")
     .option("--json", "print one JSON document to stdout, JSON lines to stderr")
     .option("-q, --quiet", "no progress, no remarks")
     .option("--strict", "exit with 16 when there were warnings")
@@ -37,7 +39,7 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
 13 repository damaged, 14 source or protocol error, 15 storage unavailable or full,
 16 warnings with --strict, 130 interrupted.`,
     )
-    .showHelpAfterError("(blockhaul COMMAND --help shows examples)");
+    .showHelpAfterError(HINT);
   for (const command of [
     initCommand(),
     backupCommand(),
@@ -51,17 +53,9 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
     demoCommand(),
     completionCommand(),
   ]) {
-    program.addCommand(inherit(command, program));
+    program.addCommand(command.exitOverride().showHelpAfterError(HINT).configureHelp({ showGlobalOptions: true }));
   }
   return program;
-}
-
-/** Global flags may stand before or behind the command's name. */
-function inherit(command: Command, program: Command): Command {
-  for (const option of program.options) {
-    if (option.long !== "--version") command.addOption(option);
-  }
-  return command.exitOverride().showHelpAfterError("(blockhaul COMMAND --help shows examples)");
 }
 
 /** Runs the command line and sets the exit code; never throws for what a user can cause. */

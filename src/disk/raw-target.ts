@@ -175,9 +175,9 @@ class FreshFile implements RawFileTarget {
 
   async commit(signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
-    await this.#file.flush();
     try {
       if (this.#replace) await takeOver(this.#file.handle, this.name);
+      await this.#file.flush();
       await (this.#replace ? rename(this.#file.path, this.name) : renameNew(this.#file.path, this.name));
       this.#state = "published";
       await syncFolder(dirname(this.name));

@@ -35,3 +35,9 @@ export async function* mapOrdered<In, Out>(
     await Promise.allSettled(inFlight);
   }
 }
+
+/** Runs a pipeline to its end when nobody wants its results. */
+export async function drain(items: AsyncIterable<unknown>): Promise<void> {
+  const iterator = items[Symbol.asyncIterator]();
+  while ((await iterator.next()).done !== true);
+}

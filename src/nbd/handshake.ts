@@ -101,7 +101,7 @@ export class Handshake {
     this.#structured = this.#extended || (await this.#ask(Option.STRUCTURED_REPLY)).ok;
   }
 
-  /** Selects those of the contexts that the server has. @returns the names it selected. */
+  /** Selects those of the contexts that the server has. @returns the names it selected. @throws as `go`. */
   async selectContexts(queries: readonly string[]): Promise<readonly string[]> {
     if (!this.#structured || queries.length === 0) return [];
     const found = await this.#metaContexts(Option.SET_META_CONTEXT, queries);
@@ -126,6 +126,7 @@ export class Handshake {
   async #metaContexts(option: number, queries: readonly string[]): Promise<{ id: number; name: string }[]> {
     const data = encodeMetaContextRequest({ exportName: this.#address.exportName, queries });
     const outcome = await this.#ask(option, data);
+    if (!outcome.ok && outcome.error === OptionReplyType.ERR_UNKNOWN) throw await this.#unknownExport();
     if (!outcome.ok) return [];
     if (outcome.replies.length > CONTEXTS_MAX) {
       throw protocolError(

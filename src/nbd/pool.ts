@@ -150,7 +150,10 @@ async function openConnection(
 async function missingContext(address: NbdAddress, wanted: string, handshake: Handshake): Promise<AppError> {
   const offered = await handshake.listContexts();
   const prefix = Context.DIRTY_BITMAP;
-  const bitmaps = offered.filter((name) => name.startsWith(prefix)).map((name) => name.slice(prefix.length));
+  const bitmaps = offered
+    .filter((name) => name.startsWith(prefix))
+    .map((name) => name.slice(prefix.length))
+    .sort();
   const what = bitmaps.length === 0 ? "and none else" : `but ${bitmaps.join(", ")}`;
   return new AppError(
     "notFound",

@@ -2,11 +2,12 @@ import { protocolError } from "./wire.ts";
 
 /**
  * Bytes read into this buffer are copied on, so it is small: the start of a long payload that comes with its
- * header, and many short replies at once. The rest of a long payload goes straight to its destination.
+ * header, and a few short replies at once. The rest of a long payload goes straight to its destination.
+ * Measured with reads of 64 and 256 KiB: 4 KiB takes a fifth less CPU than 16 KiB.
  */
-const SCRATCH_SIZE = 16 * 1024;
+const SCRATCH_SIZE = 4096;
 /** A payload with less than this to come is read together with what follows it. */
-const DIRECT_MIN = 16 * 1024;
+const DIRECT_MIN = 4096;
 
 /**
  * Cuts a byte stream into the pieces that its reader asks for, one at a time. No I/O: the socket asks where to

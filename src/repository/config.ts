@@ -20,8 +20,8 @@ const PARTS_MAX = 1000;
 /** `repository.json` is never larger, in bytes. */
 const CONFIG_SIZE_MAX = 64 * KiB;
 
-/** Objects looked at where there is no repository; a foreign prefix may hold millions. */
-const FOREIGN_MAX = 1000;
+/** So many objects are looked at to tell what a prefix is; a foreign one may hold millions. */
+const FIRST_KEYS = 1000;
 
 const sizes = {
   chunkSize: z
@@ -171,31 +171,40 @@ function chooseSizes(store: ObjectStore, wanted: RepositorySizes): Required<Repo
 }
 
 async function refuseUsedPrefix(store: ObjectStore, signal: AbortSignal): Promise<void> {
-  if ((await store.head(REPOSITORY_KEY, signal)) !== undefined) throw existsError(store);
-  for await (const { key } of store.list("", signal)) {
-    throw new AppError(
-      "usage",
-      "E_PREFIX_IN_USE",
-      `${store.location} is not empty and holds no repository; choose an empty place`,
-      { key },
-    );
+  const found = await firstKeys(store, signal);
+  const unseen = found.length === FIRST_KEYS && (await store.head(REPOSITORY_KEY, signal)) !== undefined;
+  if (unseen || found.includes(REPOSITORY_KEY)) throw existsError(store);
+  if (found.length === 0) return;
+  throw new AppError(
+    "usage",
+    "E_PREFIX_IN_USE",
+    `${store.location} is not empty and holds no repository; choose an empty place`,
+    { key: found[0] },
+  );
+}
+
+/** The keys that come first; none where a directory will only be made by the first write. */
+async function firstKeys(store: ObjectStore, signal: AbortSignal): Promise<string[]> {
+  const keys: string[] = [];
+  try {
+    for await (const { key } of store.list("", signal)) if (keys.push(key) === FIRST_KEYS) break;
+  } catch (error) {
+    if (!hasCode(error, "E_NO_BUCKET")) throw error;
   }
+  return keys;
 }
 
 /** Tells an empty place from foreign objects and from a repository that lost its config. */
 async function missingError(store: ObjectStore, cause: unknown, signal: AbortSignal): Promise<AppError> {
-  let looked = 0;
-  for await (const { key } of store.list("", signal)) {
-    if (parseKey(key) !== undefined) {
-      return new AppError(
-        "corrupt",
-        "E_REPOSITORY_INCOMPLETE",
-        `The repository ${store.location} has no repository.json though it holds ${key}; put that file back from a copy`,
-        { key },
-        cause,
-      );
-    }
-    if (++looked === FOREIGN_MAX) break;
+  const ours = (await firstKeys(store, signal)).find((key) => parseKey(key) !== undefined);
+  if (ours !== undefined) {
+    return new AppError(
+      "corrupt",
+      "E_REPOSITORY_INCOMPLETE",
+      `The repository ${store.location} has no repository.json though it holds ${ours}; put that file back from a copy`,
+      { key: ours },
+      cause,
+    );
   }
   return new AppError(
     "notFound",

@@ -17,7 +17,7 @@ const SCHEMA_VERSION = 1;
 const BUSY_MS = 5000;
 
 /** SQLite's memory for pages, in KiB. */
-const PAGE_CACHE_KIB = 16 * 1024;
+const PAGE_CACHE_KIB = 32 * 1024;
 
 /** Rows of a pack that no index object ever named go after this long; its run is over by then. */
 const PENDING_MS = 7 * 24 * 3600 * 1000;

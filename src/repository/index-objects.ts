@@ -150,15 +150,15 @@ export class IndexWriter {
 
   /**
    * Writes what waits: at the end of a run, before its manifest, also when the run fails.
-   * @throws errors of the store; what waits is then gone, for it is only advice.
+   * @throws errors of the store; what waits then goes on waiting, for another try when the run cleans up.
    */
   async flush(signal: AbortSignal): Promise<void> {
-    const packs = this.#waiting;
+    const packs = [...this.#waiting];
     if (packs.length === 0) return;
-    this.#waiting = [];
-    this.#waitingBytes = 0;
     const key = indexKey(this.#source, newUuid());
     await this.#repository.store.put(key, encodeIndexObject(this.#repository, key, packs), signal);
+    this.#waiting = this.#waiting.slice(packs.length);
+    this.#waitingBytes = this.#waiting.reduce((sum, { storedDirectory }) => sum + storedDirectory.length, 0);
     this.#onWritten(
       key,
       packs.map(({ pack }) => pack),

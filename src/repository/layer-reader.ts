@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { KiB } from "../bytes/size.ts";
+import { MiB } from "../bytes/size.ts";
 import { AppError, hasCode } from "../errors.ts";
 import { BlockCache } from "./block-cache.ts";
 import type { Repository } from "./config.ts";
@@ -10,7 +10,7 @@ import { layerKey } from "./names.ts";
 import type { Sealer } from "./sealing.ts";
 
 /** Read at once when a layer is opened: all of most layers, the index of any. */
-const TAIL_SIZE = 512 * KiB;
+const TAIL_SIZE = MiB;
 
 /**
  * Opens a layer in one request, or in two when its index is long. Nothing of it is believed before its digest was

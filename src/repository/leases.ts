@@ -123,14 +123,14 @@ export class Lease {
    * @throws AppError E_LEASE_LOST (locked): nothing may be committed.
    */
   async check(signal: AbortSignal): Promise<void> {
-    if (this.#hasExpired()) throw this.#lostError("it could not be renewed in time");
     for (let look = 1; ; look++) {
       const { rivals, own } = await this.#look(signal);
       const holders = rivals.filter(({ live, record }) => live && record.state === "held");
       // One with a higher run that came while we were deciding is about to step back.
       const stays = look === LOOKS_MAX ? holders[0] : holders.find(({ record }) => record.run < this.run);
       if (stays !== undefined) throw this.#lostError(`${nameOf(stays.record)} took over`);
-      if (!own || this.#hasExpired()) throw this.#lostError("another run took it for dead");
+      if (this.#hasExpired()) throw this.#lostError("it could not be renewed in time");
+      if (!own) throw this.#lostError("another run took it for dead");
       if (holders.length === 0) return;
       await pause(this.#options.settleMs, signal);
     }

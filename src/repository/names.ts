@@ -73,7 +73,7 @@ export function damagedKey(pack: string, id: string): string {
 }
 
 const UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
-const SOURCE = "[A-Za-z0-9._-]{1,128}";
+const SOURCE = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}";
 
 const KEY_FORMS: readonly (readonly [RegExp, (first: string, second: string) => ObjectName])[] = [
   [/^repository\.json$/, () => ({ type: "repository" })],
@@ -103,18 +103,16 @@ const KEY_FORMS: readonly (readonly [RegExp, (first: string, second: string) => 
 export function parseKey(key: string): ObjectName | undefined {
   for (const [form, name] of KEY_FORMS) {
     const match = form.exec(key);
-    if (match === null) continue;
-    const parsed = name(match[1] ?? "", match[2] ?? "");
-    return "source" in parsed && !isSourceName(parsed.source) ? undefined : parsed;
+    if (match !== null) return name(match[1] ?? "", match[2] ?? "");
   }
   return undefined;
 }
 
 const SOURCE_FORM = new RegExp(`^${SOURCE}$`);
 
-/** True for a name that may stand in keys: letters, digits, ".", "_" and "-", up to 128, not "." or "..". */
+/** True for a name that may stand in keys: up to 128 letters, digits, ".", "_" and "-", not beginning with ".". */
 export function isSourceName(name: string): boolean {
-  return SOURCE_FORM.test(name) && name !== "." && name !== "..";
+  return SOURCE_FORM.test(name);
 }
 
 /**
@@ -126,7 +124,7 @@ export function checkSourceName(name: string): string {
   throw new AppError(
     "usage",
     "E_SOURCE_NAME",
-    `Not a name for a source: "${name}"; use 1 to 128 letters, digits, ".", "_" and "-"`,
+    `Not a name for a source: "${name}"; use 1 to 128 letters, digits, ".", "_" and "-", and no "." in front`,
   );
 }
 

@@ -1,6 +1,7 @@
 import { crc32 } from "node:zlib";
 import { AppError } from "../errors.ts";
 import type { Repository } from "./config.ts";
+import { crc32Combine } from "./crc32-combine.ts";
 import { newUuid, packKey } from "./names.ts";
 import {
   CHECKSUM_SPAN,
@@ -68,16 +69,23 @@ export class PackAssembly {
     return this.#slots.add(slot);
   }
 
-  /** Takes note of the object's next bytes, in the buffer from which they are sent. */
-  written(bytes: Uint8Array): void {
+  /**
+   * Takes note of the object's next bytes, in the buffer from which they are sent.
+   * @returns their CRC-32.
+   */
+  written(bytes: Uint8Array): number {
+    let whole = 0;
     for (let at = 0; at < bytes.length;) {
       const left = CHECKSUM_SPAN - (this.#length % CHECKSUM_SPAN);
       const piece = bytes.subarray(at, at + left);
-      this.#checksum = crc32(piece, this.#checksum);
+      const checksum = crc32(piece);
+      whole = crc32Combine(whole, checksum, piece.length);
+      this.#checksum = crc32Combine(this.#checksum, checksum, piece.length);
       this.#length += piece.length;
       at += piece.length;
       if (piece.length === left) this.#endSpan();
     }
+    return whole;
   }
 
   /** The directory to write after the last blob; read back before it leaves memory. */

@@ -51,8 +51,9 @@ export class PackDirectories {
       const wanted = tailLength(ref.slotCount, ref.blobBytes, sealed);
       const tail = await this.#tail(ref.pack, wanted, shared);
       if (tail.size !== packLength(ref.slotCount, ref.blobBytes, sealed)) throw sizeError(ref, tail.size);
-      const directory = this.#decode(ref.pack, tail.bytes, frameOf(ref.pack, tail));
-      return this.#keep(matched(directory, ref));
+      const frame = frameOf(ref.pack, tail);
+      if (!frame.digest.equals(ref.digest)) throw strangerError(ref.pack);
+      return this.#keep(matched(this.#decode(ref.pack, tail.bytes, frame), ref));
     });
   }
 
@@ -141,13 +142,15 @@ function checkRef(ref: PackRef): void {
 }
 
 function matched(directory: PackDirectory, ref: PackRef): PackDirectory {
-  if (!directory.digest.equals(ref.digest)) {
-    throw directoryError(ref.pack, "it is not the one that the layer names");
-  }
+  if (!directory.digest.equals(ref.digest)) throw strangerError(ref.pack);
   if (directory.slotCount !== ref.slotCount || directory.blobBytes !== ref.blobBytes) {
     throw directoryError(ref.pack, "the layer counts its slots or bytes otherwise");
   }
   return directory;
+}
+
+function strangerError(pack: string): AppError {
+  return directoryError(pack, "it is not the one that the layer names");
 }
 
 function sizeError(ref: PackRef, size: number): AppError {

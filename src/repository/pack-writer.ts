@@ -1,8 +1,8 @@
-import { crc32 } from "node:zlib";
 import { AppError } from "../errors.ts";
 import { Budget } from "../flow/budget.ts";
 import type { PartUpload } from "../store/store.ts";
 import type { Repository } from "./config.ts";
+import { crc32Combine } from "./crc32-combine.ts";
 import { packKey } from "./names.ts";
 import { encodePackHeader, packLength } from "./pack.ts";
 import { type CompletedPack, PackAssembly } from "./pack-assembly.ts";
@@ -146,8 +146,7 @@ export class PackWriter {
       const piece = bytes.subarray(at, at + part.bytes.length - part.filled);
       const copy = part.bytes.subarray(part.filled, part.filled + piece.length);
       copy.set(piece);
-      checksum = crc32(copy, checksum);
-      open.assembly.written(copy);
+      checksum = crc32Combine(checksum, open.assembly.written(copy), copy.length);
       part.filled += piece.length;
       at += piece.length;
       if (part.filled === part.bytes.length) this.#send(open, part);

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { MiB } from "../bytes/size.ts";
-import { AppError } from "../errors.ts";
+import { AppError, messageOf } from "../errors.ts";
 import type { Repository } from "./config.ts";
 import { count, name, shortText, timeText, uuid, uuid7 } from "./fields.ts";
 import { Prefix, checkSourceName, parseKey, runBeginKey, runEndKey } from "./names.ts";
@@ -62,6 +62,16 @@ export interface RunState {
 export async function beginRun(repository: Repository, begin: RunBegin, signal: AbortSignal): Promise<void> {
   const key = runBeginKey(begin.source, begin.run);
   await repository.store.put(key, sealRun(repository, key, begin, beginSchema), signal);
+}
+
+/** What an end record says of a failure; undefined: it went well. */
+export function endingOf(failure: unknown): Pick<RunEnd, "outcome" | "error"> {
+  if (failure === undefined) return { outcome: "done", error: null };
+  const known = failure instanceof AppError;
+  return {
+    outcome: known && failure.kind === "cancelled" ? "cancelled" : "failed",
+    error: { code: known ? failure.code : "E_UNEXPECTED", message: messageOf(failure).slice(0, 1000) },
+  };
 }
 
 /** Says how a run ended. */

@@ -9,7 +9,8 @@ import type { ReadTools } from "./read-disk.ts";
  * Where two generations of a disk differ, in whole chunks (the last one may be short), without reading data:
  * equal addresses are equal bytes, and for different addresses the packs' directories tell the ids.
  *
- * What lies beyond the smaller disk's end differs only where the larger one is not zero.
+ * What lies beyond the smaller disk's end differs only where the larger one is not zero. The chunk that this end cuts
+ * short differs by its length, unless it is zero in both.
  *
  * @returns sorted ranges of the larger disk that do not touch.
  */

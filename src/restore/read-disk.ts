@@ -3,7 +3,7 @@ import { chunkCount } from "../chunk/grid.ts";
 import { SlabPool } from "../chunk/slabs.ts";
 import type { ChunkWorkers } from "../chunk/workers.ts";
 import { AppError } from "../errors.ts";
-import { mapOrdered } from "../flow/map-ordered.ts";
+import { drain, mapOrdered } from "../flow/map-ordered.ts";
 import type { Repository } from "../repository/config.ts";
 import { DiskMap } from "../repository/layer-stack.ts";
 import type { ManifestDisk } from "../repository/manifest.ts";
@@ -58,7 +58,7 @@ export async function readDisk(
       opened.slab.release();
     }
   });
-  for await (const item of done) void item;
+  await drain(done);
 }
 
 async function* spansOf(

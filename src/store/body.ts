@@ -29,3 +29,8 @@ export async function* untilAborted<T>(source: AsyncIterable<T>, signal: AbortSi
     if (!finished) void Promise.resolve(iterator.return?.()).catch(() => {});
   }
 }
+
+/** A body of one piece. */
+export async function* only(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield await Promise.resolve(bytes);
+}

@@ -26,6 +26,10 @@ export function directoryError(error: unknown, location: string, what: string): 
     const message = `Not allowed to use ${what} in ${location} (${code}); check owner, mode and mount options`;
     return new AppError("credentials", "E_ACCESS", message, context, error);
   }
+  if (code === "EXDEV") {
+    const message = `${location} is on more than one file system, seen at ${what}; a repository is on one`;
+    return new AppError("usage", "E_STORE_SPLIT", message, context, error);
+  }
   if (code === "") {
     return new AppError("bug", "E_STORE_BUG", `${location}: ${what}: ${messageOf(error)}`, context, error);
   }

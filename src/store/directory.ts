@@ -1,6 +1,7 @@
 import { open, readdir, rename, stat, type FileHandle } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { TiB } from "../bytes/size.ts";
+import { only, untilAborted } from "./body.ts";
 import { directoryError, isAbsent, noDirectory } from "./directory-errors.ts";
 import { removeIfThere, TemporaryFolder } from "./directory-temporary.ts";
 import { FileUpload } from "./directory-upload.ts";
@@ -56,7 +57,7 @@ export class DirectoryStore implements ObjectStore {
   }
 
   async put(key: string, body: Uint8Array, signal: AbortSignal): Promise<void> {
-    await this.#create(key, [body], signal, (file) => this.#publish(file, key, signal));
+    await this.#create(key, only(body), signal, (file) => this.#publish(file, key, signal));
   }
 
   async putStream(key: string, body: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<number> {
@@ -64,7 +65,7 @@ export class DirectoryStore implements ObjectStore {
   }
 
   async replace(key: string, body: Uint8Array, signal: AbortSignal): Promise<void> {
-    await this.#create(key, [body], signal, async (file) => {
+    await this.#create(key, only(body), signal, async (file) => {
       const target = this.#path(key);
       await this.#makeFolder(dirname(target));
       await rename(file, target);
@@ -180,7 +181,7 @@ export class DirectoryStore implements ObjectStore {
    */
   async #create(
     key: string,
-    body: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
+    body: AsyncIterable<Uint8Array>,
     signal: AbortSignal,
     name: (path: string) => Promise<void>,
   ): Promise<number> {
@@ -192,7 +193,7 @@ export class DirectoryStore implements ObjectStore {
     });
     try {
       let size = 0;
-      for await (const bytes of body) {
+      for await (const bytes of untilAborted(body, signal)) {
         const position = size;
         await this.#guard(key, signal, () => writeAll(file, bytes, position, signal));
         size += bytes.length;

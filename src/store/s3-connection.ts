@@ -113,6 +113,7 @@ export class S3Connection {
 
   /** The Date header of the latest answer (one second exact) and what has passed since. */
   async now(signal: AbortSignal): Promise<Date> {
+    signal.throwIfAborted();
     if (this.#clock === undefined) {
       await this.send(new HeadBucketCommand({ Bucket: this.bucket }), undefined, signal);
     }

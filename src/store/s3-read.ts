@@ -1,7 +1,7 @@
 import { addAbortListener } from "node:events";
 import type { Readable } from "node:stream";
 import { GetObjectCommand, HeadObjectCommand, type GetObjectCommandOutput } from "@aws-sdk/client-s3";
-import { AppError } from "../errors.ts";
+import { AppError, hasCode } from "../errors.ts";
 import { noObject, wrongSize } from "./object-errors.ts";
 import type { S3Connection } from "./s3-connection.ts";
 import { s3ErrorName, s3ErrorStatus } from "./s3-errors.ts";
@@ -68,7 +68,7 @@ export async function readObject(
   return window!.into as Buffer;
 }
 
-/** The last `length` (> 0) bytes, or all there are. */
+/** The last `length` bytes, or all there are. */
 export async function readTail(
   connection: S3Connection,
   key: string,
@@ -79,9 +79,15 @@ export async function readTail(
   let size = 0;
   await connection.retrying(signal, async () => {
     if (window !== undefined) return fillOnce(connection, window, signal);
-    const response = await getObject(connection, key, `bytes=-${length}`, signal);
-    const range = rangeOf(response);
-    if (range?.end !== range?.size || range?.start !== Math.max(0, range!.size - length)) {
+    const response = length === 0 ? undefined : await getTail(connection, key, length, signal);
+    const range = response && rangeOf(response);
+    if (response === undefined || range === undefined) {
+      if (response !== undefined) discard(response);
+      size = await sizeWithoutBytes(connection, key, length, signal);
+      window = { key, offset: size, into: Buffer.alloc(0), done: 0 };
+      return;
+    }
+    if (range.end !== range.size || range.start !== Math.max(0, range.size - length)) {
       discard(response);
       throw wrongSize(
         connection.location,
@@ -94,6 +100,36 @@ export async function readTail(
     await take(connection, response, window, signal);
   });
   return { bytes: window!.into as Buffer, size };
+}
+
+/** Undefined when the server says that there is no such range, as of an empty object. */
+async function getTail(
+  connection: S3Connection,
+  key: string,
+  length: number,
+  signal: AbortSignal,
+): Promise<GetObjectCommandOutput | undefined> {
+  try {
+    return await getObject(connection, key, `bytes=-${length}`, signal);
+  } catch (error) {
+    if (hasCode(error, "E_OBJECT_SIZE")) return undefined;
+    throw error;
+  }
+}
+
+/** HTTP has no range for the end of an empty object, nor for none of its bytes: its size is asked for. */
+async function sizeWithoutBytes(
+  connection: S3Connection,
+  key: string,
+  length: number,
+  signal: AbortSignal,
+): Promise<number> {
+  const found = await headObject(connection, key, signal);
+  if (found === undefined) throw noObject(connection.location, key);
+  if (length > 0 && found.size > 0) {
+    throw wrongSize(connection.location, key, `has ${found.size} bytes, but none of the last ${length}`);
+  }
+  return found.size;
 }
 
 async function fill(connection: S3Connection, window: Window, signal: AbortSignal): Promise<void> {

@@ -10,6 +10,7 @@ export interface ObjectInfo {
 export interface PendingUpload {
   readonly key: string;
   readonly uploadId: string;
+  /** By the store's clock. A directory tells when a part was last written, which is never earlier. */
   readonly initiated: Date;
 }
 
@@ -25,8 +26,11 @@ export interface StoreLimits {
 }
 
 /**
- * One object going up in parts, for packs. Parts are numbered from 0 without gaps and may be in flight at once;
- * all but the last are of equal size, at least `limits.partSizeMin`.
+ * One object going up in parts, for packs. `part` is called in the order of numbers, 0, 1, 2 and so on, and any
+ * number of calls may be in flight at once; all parts but the last are of equal size, at least `limits.partSizeMin`.
+ *
+ * Whoever began an upload calls `complete` or, in any other case, `abort`. Wrong numbers or sizes, and an upload
+ * used after its end or after a part has failed, are E_UPLOAD (bug).
  */
 export interface PartUpload {
   readonly key: string;
@@ -38,25 +42,31 @@ export interface PartUpload {
 
   /**
    * Publishes the object; every part must have settled. After an ambiguous answer the object is looked for.
+   * A failure aborts the upload.
    * @throws AppError; the object may or may not be there only when the error is `unavailable`.
    */
   complete(signal: AbortSignal): Promise<void>;
 
-  /** Drops what was sent. Never throws for an upload already gone; never deletes a published object. */
+  /**
+   * Drops what was sent, when the parts still in flight have been stopped. Never deletes a published object, and
+   * never throws: what could not be dropped, as when the server is away, is found later by `listUploads`.
+   */
   abort(): Promise<void>;
 }
 
 /**
  * What a repository needs from storage. Every implementation passes `test/contract/object-store.ts`.
  *
- * - Keys are relative to the repository's prefix: "/"-separated, of `[A-Za-z0-9._-]` segments.
+ * - Keys are relative to the repository's prefix: "/"-separated segments of `[A-Za-z0-9._-]` that do not begin with a
+ *   dot, 200 bytes at most; no key is the folder of another. Anything else is E_KEY (bug).
  * - Read-after-write: after a write resolves, get, head and list see the object.
  * - All or nothing: a failed or aborted write leaves no object, and never harms one that is there.
  * - Objects are written once: nothing here overwrites, but for `replace`.
  * - `signal` aborted before the call: nothing is changed; during it: ends soon, with the signal's reason.
  * - Retries of what is worth retrying happen inside; every error is an AppError that names the store and key:
  *   E_NO_OBJECT, E_NO_BUCKET (notFound), E_EXISTS (locked), E_CREDENTIALS, E_ACCESS, E_CLOCK (credentials),
- *   E_REGION, E_TLS (usage), E_STORE_FULL (full), E_STORE (unavailable).
+ *   E_REGION, E_TLS, E_UNSUPPORTED, E_REFUSED, E_STORE_SPLIT (usage), E_OBJECT_SIZE (corrupt), E_STORE_FULL (full),
+ *   E_STORE (unavailable), E_STORE_BUG (bug).
  */
 export interface ObjectStore {
   /** As the user wrote it, without secrets: "s3://bucket/prefix" or a path. */
@@ -66,14 +76,19 @@ export interface ObjectStore {
   /**
    * Creates an object.
    * @throws AppError E_EXISTS when the key is taken by other bytes. Equal bytes are success: a lost reply and its
-   *   repetition must not fail (R19).
+   *   repetition must not fail (R19). On a server that does not know `If-None-Match` the key is looked for before,
+   *   which leaves two writers of one key at the same moment: names that matter are nobody else's.
    */
   put(key: string, body: Uint8Array, signal: AbortSignal): Promise<void>;
 
   /** Creates or replaces a small object; for heartbeats only. */
   replace(key: string, body: Uint8Array, signal: AbortSignal): Promise<void>;
 
-  /** Creates an object from a stream of unknown length, with bounded memory. @returns its size in bytes. */
+  /**
+   * Creates an object from a stream of unknown length, with bounded memory.
+   *
+   * @returns its size in bytes. @throws as `put`; an error of `body` itself comes out as it is.
+   */
   putStream(key: string, body: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<number>;
 
   /** Begins an upload in parts, under a key that nobody else uses. */

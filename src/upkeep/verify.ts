@@ -2,7 +2,7 @@ import { KiB, MiB } from "../bytes/size.ts";
 import { chunkCount, chunkLength } from "../chunk/grid.ts";
 import { SlabPool } from "../chunk/slabs.ts";
 import { AppError } from "../errors.ts";
-import { mapOrdered } from "../flow/map-ordered.ts";
+import { drain, mapOrdered } from "../flow/map-ordered.ts";
 import { DiskMap } from "../repository/layer-stack.ts";
 import type { Manifest, ManifestDisk } from "../repository/manifest.ts";
 import type { PackRef } from "../repository/pack-directory.ts";
@@ -80,7 +80,7 @@ export async function verify(
     }
     progress(++done, chosen.length);
   });
-  for await (const pack of reads) void pack;
+  await drain(reads);
   const chunks = packs.reduce((sum, pack) => sum + countBits(pack.slots), 0);
   return { generations: manifests.length, packs: packs.length, chunks, chunksRead, bytesRead, problems };
 }

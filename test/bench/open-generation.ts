@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { formatSize, KiB, TiB } from "../../src/bytes/size.ts";
 import { createRepository, openRepository } from "../../src/repository/config.ts";
 import { DiskMap, type MappedDisk } from "../../src/repository/layer-stack.ts";
-import { openStore } from "../../src/store/open.ts";
+import { DirectoryStore } from "../../src/store/directory.ts";
 import { seeded } from "../support/layers.ts";
 import { simulateDisk } from "../support/simulated-disk.ts";
 
@@ -29,7 +29,7 @@ async function measureAll(): Promise<void> {
     for (const [seed, { name, duplicatePercent }] of CASES.entries()) {
       const location = join(folder, String(seed));
       mkdirSync(location);
-      const repository = await createRepository(openStore(location), {}, signal);
+      const repository = await createRepository(new DirectoryStore(location), {}, signal);
       const shape = {
         size: TiB,
         chunkSize: 256 * KiB,
@@ -54,12 +54,11 @@ async function measureAll(): Promise<void> {
 }
 
 async function measure(location: string, disk: MappedDisk): Promise<void> {
-  const repository = await openRepository(openStore(location), signal);
+  const repository = await openRepository(new DirectoryStore(location), signal);
   const rssBefore = process.resourceUsage().maxRSS * KiB;
   const started = performance.now();
   const map = await DiskMap.open(repository, disk, signal);
   const openedMs = performance.now() - started;
-  const requestsToOpen = requests(repository.store.requests());
 
   const random = seeded(1);
   for (let lookup = 0; lookup < 1000; lookup++) {
@@ -71,18 +70,14 @@ async function measure(location: string, disk: MappedDisk): Promise<void> {
   const lookedUpMs = performance.now() - started - openedMs;
   const rssAfter = process.resourceUsage().maxRSS * KiB;
   let runs = 0;
-  for await (const run of map.runs(0, map.chunks, signal)) runs += Math.sign(run.count);
+  for await (const run of map.runs(0, map.chunks, signal)) runs += run.count > 0 ? 1 : 0;
   const readMs = performance.now() - started - openedMs - lookedUpMs;
   console.log(
-    `  open ${openedMs.toFixed(0)} ms, ${requestsToOpen} requests; 1,000 lookups ${lookedUpMs.toFixed(0)} ms; ` +
+    `  open ${openedMs.toFixed(0)} ms for ${map.layers.length} layers; 1,000 lookups ${lookedUpMs.toFixed(0)} ms; ` +
       `peak RSS ${formatSize(rssAfter)} (${formatSize(rssBefore)} before)\n` +
       `  all ${runs} runs ${readMs.toFixed(0)} ms; peak RSS ${formatSize(process.resourceUsage().maxRSS * KiB)}`,
   );
   repository.store.close();
-}
-
-function requests(counts: Readonly<Record<string, number>>): number {
-  return Object.values(counts).reduce((sum, count) => sum + count, 0);
 }
 
 const [location, disk] = process.argv.slice(2);

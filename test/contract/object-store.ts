@@ -328,11 +328,11 @@ export function describeObjectStore(name: string, open: () => Promise<OpenedStor
 
       test("what is not there", async () => {
         for (const reading of [
-          store.get("read/nothing", 10, signal),
-          store.getRange("read/nothing", 0, Buffer.alloc(1), signal),
-          store.getTail("read/nothing", 1, signal),
+          () => store.get("read/nothing", 10, signal),
+          () => store.getRange("read/nothing", 0, Buffer.alloc(1), signal),
+          () => store.getTail("read/nothing", 1, signal),
         ]) {
-          expect(await failure(reading)).toMatchObject({ kind: "notFound", code: "E_NO_OBJECT" });
+          expect(await failure(reading())).toMatchObject({ kind: "notFound", code: "E_NO_OBJECT" });
         }
         expect(await store.head("read/nothing", signal)).toBeUndefined();
       });
@@ -340,16 +340,16 @@ export function describeObjectStore(name: string, open: () => Promise<OpenedStor
       test("an aborted call throws the reason", async () => {
         const aborted = AbortSignal.abort(new Error("stop"));
         for (const reading of [
-          store.get("read/object", 10, aborted),
-          store.getRange("read/object", 0, Buffer.alloc(1), aborted),
-          store.getTail("read/object", 1, aborted),
-          store.head("read/object", aborted),
-          all(store.list("", aborted)),
-          all(store.listUploads("", aborted)),
-          store.delete(["read/object"], aborted),
-          store.now(aborted),
+          () => store.get("read/object", 10, aborted),
+          () => store.getRange("read/object", 0, Buffer.alloc(1), aborted),
+          () => store.getTail("read/object", 1, aborted),
+          () => store.head("read/object", aborted),
+          () => all(store.list("", aborted)),
+          () => all(store.listUploads("", aborted)),
+          () => store.delete(["read/object"], aborted),
+          () => store.now(aborted),
         ]) {
-          expect(await failure(reading)).toBe(aborted.reason);
+          expect(await failure(reading())).toBe(aborted.reason);
         }
         expect(await store.head("read/object", signal)).toBeDefined();
       });
@@ -433,8 +433,8 @@ export function describeObjectStore(name: string, open: () => Promise<OpenedStor
 
     test("a bucket or directory that is missing", async () => {
       const { missing } = opened;
-      for (const work of [missing.get("a", 1, signal), all(missing.list("", signal))]) {
-        const error = await failure(work);
+      for (const work of [() => missing.get("a", 1, signal), () => all(missing.list("", signal))]) {
+        const error = await failure(work());
         expect(hasCode(error, "E_NO_BUCKET"), String(error)).toBe(true);
       }
     });

@@ -42,11 +42,13 @@ export interface FakeOptions {
   /** The export's bytes; reads come from them, writes go there. */
   readonly disk?: Buffer;
   /** What the server says the size is, when that is not the disk's length. */
-  readonly size?: number;
+  readonly sizeNow?: () => number;
   /** ExportFlag bits. */
   readonly flags?: number;
   readonly structured?: boolean;
   readonly extended?: boolean;
+  /** One more NBD_REP_INFO in the answer to GO. */
+  readonly extraInfo?: Buffer;
   readonly blockSize?: { minimum: number; preferred: number; maximum: number };
   /** Contexts on offer, with what block status says of them: [length, flags] from the request's offset on. */
   readonly contexts?: Readonly<Record<string, (request: Request) => [number, number][]>>;
@@ -113,9 +115,11 @@ export async function startFakeNbdServer(options: FakeOptions): Promise<FakeServ
 class Session {
   readonly socket: Socket;
   #bytes = Buffer.alloc(0);
+  #wake = (): void => undefined;
 
   constructor(socket: Socket) {
     this.socket = socket.pause();
+    for (const event of ["readable", "end", "close"]) socket.on(event, () => this.#wake());
   }
 
   async read(length: number): Promise<Buffer> {
@@ -123,7 +127,7 @@ class Session {
       const more = this.socket.read() as Buffer | null;
       if (more !== null) this.#bytes = Buffer.concat([this.#bytes, more]);
       else if (this.socket.destroyed || this.socket.readableEnded) throw new Error("the client left");
-      else await Promise.race([once(this.socket, "readable"), once(this.socket, "close")]);
+      else await new Promise<void>((resolve) => (this.#wake = resolve));
     }
     const head = this.#bytes.subarray(0, length);
     this.#bytes = this.#bytes.subarray(length);
@@ -173,7 +177,7 @@ async function serve(session: Session, options: FakeOptions, seen: Seen): Promis
 }
 
 function answer(option: number, data: Buffer, options: FakeOptions, agreed: Agreed): Buffer {
-  const facts = { size: options.size ?? options.disk?.length ?? 0, flags: options.flags ?? 1 };
+  const facts = { size: options.sizeNow?.() ?? options.disk?.length ?? 0, flags: options.flags ?? 1 };
   const reply = (type: number, bytes: Buffer = Buffer.alloc(0)): Buffer =>
     encodeOptionReply(option, type, bytes);
   const ack = reply(OptionReplyType.ACK);
@@ -203,6 +207,7 @@ function answer(option: number, data: Buffer, options: FakeOptions, agreed: Agre
       const { blockSize } = options;
       const infos = [encodeInfo({ type: InfoType.EXPORT, ...facts })];
       if (blockSize !== undefined) infos.push(encodeInfo({ type: InfoType.BLOCK_SIZE, blockSize }));
+      if (options.extraInfo !== undefined) infos.push(options.extraInfo);
       return Buffer.concat([...infos.map((info) => reply(OptionReplyType.INFO, info)), ack]);
     }
     case Option.EXPORT_NAME:

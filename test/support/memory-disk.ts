@@ -118,7 +118,12 @@ function* alternating(ranges: readonly Range[], size: number): Generator<Range &
   if (at < size) yield { offset: at, length: size - at, marked: false };
 }
 
+/** A piece whose length is no multiple of any block's. */
+const PATTERN = Buffer.from(
+  Uint8Array.from({ length: 251 * 255 }, (_, index) => (index * 31 + (index >>> 8) * 7 + 1) % 251),
+);
+
 /** Bytes that differ from place to place, the same for the same length. */
 export function patterned(length: number): Buffer {
-  return Buffer.from(Uint8Array.from({ length }, (_, index) => (index * 31 + (index >>> 8) * 7 + 1) % 251));
+  return Buffer.alloc(length, PATTERN);
 }

@@ -1,4 +1,5 @@
 import { AppError } from "../../src/errors.ts";
+import { checkKey, checkPrefix } from "../../src/store/key.ts";
 import type {
   ObjectInfo,
   ObjectStore,
@@ -12,6 +13,8 @@ export interface MemoryStoreOptions {
   /** The store's clock, milliseconds since 1970. */
   readonly now?: () => number;
   readonly limits?: StoreLimits;
+  /** As if the bucket were not there. */
+  readonly missing?: boolean;
 }
 
 interface Stored {
@@ -21,6 +24,7 @@ interface Stored {
 
 interface Pending extends PendingUpload {
   readonly parts: Map<number, Buffer>;
+  spoiled: boolean;
 }
 
 /** An object store in memory, held to the same contract as the real ones. Tests may look into it and damage it. */
@@ -30,25 +34,30 @@ export class MemoryStore implements ObjectStore {
   readonly objects = new Map<string, Stored>();
   readonly uploads = new Map<string, Pending>();
   readonly #now: () => number;
+  readonly #missing: boolean;
   readonly #requests: Record<string, number> = {};
   #uploadCount = 0;
 
   constructor(options: MemoryStoreOptions = {}) {
     this.#now = options.now ?? Date.now;
+    this.#missing = options.missing ?? false;
     this.limits = options.limits ?? { partSizeMin: 1, partSizeMax: 1024 ** 3, partsMax: 10_000 };
   }
 
   async put(key: string, body: Uint8Array, signal: AbortSignal): Promise<void> {
+    checkKey(key);
     await this.#request("PutObject", signal);
     this.#create(key, Buffer.from(body));
   }
 
   async replace(key: string, body: Uint8Array, signal: AbortSignal): Promise<void> {
+    checkKey(key);
     await this.#request("PutObject", signal);
     this.#set(key, Buffer.from(body));
   }
 
   async putStream(key: string, body: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<number> {
+    checkKey(key);
     signal.throwIfAborted();
     const pieces: Buffer[] = [];
     for await (const piece of untilAborted(body, signal)) pieces.push(Buffer.from(piece));
@@ -59,19 +68,31 @@ export class MemoryStore implements ObjectStore {
   }
 
   async beginUpload(key: string, signal: AbortSignal): Promise<PartUpload> {
+    checkKey(key);
     await this.#request("CreateMultipartUpload", signal);
     const uploadId = String(++this.#uploadCount);
-    const pending: Pending = { key, uploadId, initiated: new Date(this.#now()), parts: new Map() };
+    const pending: Pending = {
+      key,
+      uploadId,
+      initiated: new Date(this.#now()),
+      parts: new Map(),
+      spoiled: false,
+    };
     this.uploads.set(uploadId, pending);
     return {
       key,
       part: async (number, bytes, partSignal): Promise<void> => {
-        await this.#request("UploadPart", partSignal);
-        this.#pending(uploadId).parts.set(number, Buffer.from(bytes));
+        try {
+          await this.#request("UploadPart", partSignal);
+          this.#addPart(uploadId, number, Buffer.from(bytes));
+        } catch (error) {
+          pending.spoiled = true;
+          throw error;
+        }
       },
       complete: async (completeSignal): Promise<void> => {
         await this.#request("CompleteMultipartUpload", completeSignal);
-        this.#create(key, this.#joined(this.#pending(uploadId)));
+        this.#create(key, this.#joined(uploadId));
         this.uploads.delete(uploadId);
       },
       abort: async (): Promise<void> => {
@@ -82,6 +103,7 @@ export class MemoryStore implements ObjectStore {
   }
 
   async get(key: string, limit: number, signal: AbortSignal): Promise<Buffer> {
+    checkKey(key);
     await this.#request("GetObject", signal);
     const { bytes } = this.#stored(key);
     if (bytes.length > limit)
@@ -90,6 +112,7 @@ export class MemoryStore implements ObjectStore {
   }
 
   async getRange(key: string, offset: number, into: Uint8Array, signal: AbortSignal): Promise<void> {
+    checkKey(key);
     await this.#request("GetObject", signal);
     const { bytes } = this.#stored(key);
     const end = offset + into.length;
@@ -98,17 +121,20 @@ export class MemoryStore implements ObjectStore {
   }
 
   async getTail(key: string, length: number, signal: AbortSignal): Promise<{ bytes: Buffer; size: number }> {
+    checkKey(key);
     await this.#request("GetObject", signal);
     const { bytes } = this.#stored(key);
     return { bytes: Buffer.from(bytes.subarray(Math.max(0, bytes.length - length))), size: bytes.length };
   }
 
   async head(key: string, signal: AbortSignal): Promise<ObjectInfo | undefined> {
+    checkKey(key);
     await this.#request("HeadObject", signal);
     return this.objects.has(key) ? this.#info(key) : undefined;
   }
 
   async *list(prefix: string, signal: AbortSignal): AsyncIterable<ObjectInfo> {
+    checkPrefix(prefix);
     await this.#request("ListObjectsV2", signal);
     const keys = [...this.objects.keys()].filter((key) => key.startsWith(prefix));
     const page = keys.sort(byBytes).map((key) => this.#info(key));
@@ -160,6 +186,7 @@ export class MemoryStore implements ObjectStore {
     this.#requests[operation] = (this.#requests[operation] ?? 0) + 1;
     await new Promise((resolve) => setImmediate(resolve));
     signal.throwIfAborted();
+    if (this.#missing) throw new AppError("notFound", "E_NO_BUCKET", "There is no such memory");
   }
 
   #create(key: string, bytes: Buffer): void {
@@ -190,23 +217,31 @@ export class MemoryStore implements ObjectStore {
     const pending = this.uploads.get(uploadId);
     if (pending === undefined)
       throw new AppError("unavailable", "E_STORE", "The upload is gone", { uploadId });
+    if (pending.spoiled) throw misused(pending.key, "a part of it failed");
     return pending;
   }
 
-  #joined(pending: Pending): Buffer {
-    const parts = Array.from({ length: pending.parts.size }, (_, number) => pending.parts.get(number));
-    const broken = parts.some((part, number) => {
-      const last = number === parts.length - 1;
-      return (
-        part === undefined ||
-        (!last && part.length !== parts[0]!.length) ||
-        (!last && part.length < this.limits.partSizeMin)
-      );
-    });
-    if (broken)
-      throw new AppError("bug", "E_PARTS", `The parts of ${pending.key} have gaps or differ in size`);
-    return Buffer.concat(parts as Buffer[]);
+  #addPart(uploadId: string, number: number, bytes: Buffer): void {
+    const { key, parts } = this.#pending(uploadId);
+    if (bytes.length === 0 || parts.has(number)) throw misused(key, `part ${number} is empty or comes twice`);
+    parts.set(number, bytes);
   }
+
+  #joined(uploadId: string): Buffer {
+    const { key, parts } = this.#pending(uploadId);
+    const inOrder = Array.from({ length: parts.size }, (_, number) => parts.get(number) ?? Buffer.alloc(0));
+    const size = inOrder[0]?.length ?? 0;
+    const last = inOrder.at(-1)?.length ?? 0;
+    const equal = inOrder
+      .slice(0, -1)
+      .every((part) => part.length === size && size >= this.limits.partSizeMin);
+    if (last === 0 || last > size || !equal) throw misused(key, "its parts have gaps or differ in size");
+    return Buffer.concat(inOrder);
+  }
+}
+
+function misused(key: string, what: string): AppError {
+  return new AppError("bug", "E_UPLOAD", `Upload of ${key} in memory: ${what}`, { key });
 }
 
 /** Ends between two pieces, and while one is waited for, once the signal is aborted. */

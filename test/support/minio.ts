@@ -24,11 +24,14 @@ export function minioClient(server: Pick<S3Server, "endpoint" | "accessKey" | "s
  * second to start. With `BLOCKHAUL_TEST_S3=http://ACCESS:SECRET@HOST:PORT` that server is used instead: buckets
  * get unique names there, and are left behind.
  *
+ * @param options.region what the server insists on; any will do unless told.
  * @param options.tls folder with MinIO's `public.crt` and `private.key`: the server then speaks https only.
  */
-export async function startMinio(options: { readonly tls?: string } = {}): Promise<S3Server> {
+export async function startMinio(
+  options: { readonly tls?: string; readonly region?: string } = {},
+): Promise<S3Server> {
   const given = process.env["BLOCKHAUL_TEST_S3"];
-  if (given !== undefined && given !== "" && options.tls === undefined) return givenServer(given);
+  if (given !== undefined && given !== "" && Object.keys(options).length === 0) return givenServer(given);
   const directory = await mkdtemp(join(tmpdir(), "blockhaul-minio-"));
   const port = await freePort();
   const scheme = options.tls === undefined ? "http" : "https";
@@ -52,10 +55,11 @@ export async function startMinio(options: { readonly tls?: string } = {}): Promi
         MINIO_ROOT_PASSWORD: server.secretKey,
         MINIO_BROWSER: "off",
         MINIO_UPDATE: "off",
+        ...(options.region === undefined ? {} : { MINIO_SITE_REGION: options.region }),
       },
       log: join(directory, "log"),
-      // it listens before it can serve; its readiness page says when
-      ready: () => answers(`${server.endpoint}/minio/health/ready`, true),
+      // it listens before it can serve; this page says when it takes writes
+      ready: () => answers(`${server.endpoint}/minio/health/cluster`, true),
     },
   );
   return {

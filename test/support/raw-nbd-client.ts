@@ -68,12 +68,7 @@ export class RawNbdClient {
       const more = this.socket.read() as Buffer | null;
       if (more !== null) this.#received = Buffer.concat([this.#received, more]);
       else if (this.socket.readableEnded || this.socket.destroyed) throw new Error("the server closed");
-      else
-        await Promise.race([
-          once(this.socket, "readable"),
-          once(this.socket, "end"),
-          once(this.socket, "close"),
-        ]);
+      else await this.#change();
     }
     const bytes = this.#received.subarray(0, size);
     this.#received = this.#received.subarray(size);
@@ -84,10 +79,19 @@ export class RawNbdClient {
   async closed(): Promise<Buffer> {
     const bytes: Buffer[] = [this.#received];
     this.socket.on("data", (chunk: Buffer) => bytes.push(chunk));
-    while (!this.socket.readableEnded && !this.socket.destroyed) {
-      await Promise.race([once(this.socket, "end"), once(this.socket, "close")]);
-    }
+    while (!this.socket.readableEnded && !this.socket.destroyed) await this.#change();
     return Buffer.concat(bytes);
+  }
+
+  /** Something came, or nothing will any more. */
+  async #change(): Promise<void> {
+    const settled = new AbortController();
+    const events = ["readable", "end", "close"].map((event) =>
+      once(this.socket, event, { signal: settled.signal }),
+    );
+    await Promise.race(events);
+    settled.abort();
+    await Promise.allSettled(events);
   }
 
   async greet(flags: number = ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES): Promise<number> {

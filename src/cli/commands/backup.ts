@@ -35,14 +35,14 @@ Without --bitmap the newest generation is compared: what the export says is allo
 is stored (a rescan). The first generation of a name is a full. With --bitmap only what the dirty bitmap names is read.`,
     )
     .argument("[source]", "NBD URI: nbd://HOST[:PORT]/EXPORT, nbds://…, nbd+unix:///EXPORT?socket=PATH")
-    .option("--name NAME", "the source's name in the repository (default: the export's name)")
-    .option("--disk NAME=URI", "a disk of the generation; repeat for several", collect, [])
+    .option("--name <NAME>", "the source's name in the repository (default: the export's name)")
+    .option("--disk <NAME=URI>", "a disk of the generation; repeat for several", collect, [])
     .option("--full", "read everything and stand on no earlier generation")
-    .option("--bitmap NAME", "QEMU dirty bitmap of the exports, recording since --parent")
-    .option("--parent GENERATION", "the generation that the bitmap belongs to")
-    .option("--tag KEY=VALUE", "a label kept with the generation; repeat for several", collect, [])
-    .option("--connections N", "NBD connections a disk (default 4, where the server allows several)")
-    .option("--dedup SCOPE", "look for known chunks in the whole repository, in this source, or off", "repository")
+    .option("--bitmap <NAME>", "QEMU dirty bitmap of the exports, recording since --parent")
+    .option("--parent <GENERATION>", "the generation that the bitmap belongs to")
+    .option("--tag <KEY=VALUE>", "a label kept with the generation; repeat for several", collect, [])
+    .option("--connections <N>", "NBD connections a disk (default 4, where the server allows several)")
+    .option("--dedup <SCOPE>", "look for known chunks in the whole repository, in this source, or off", "repository")
     .option("--dry-run", "say what would be done; write nothing")
     .addHelpText(
       "after",

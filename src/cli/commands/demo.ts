@@ -10,7 +10,7 @@ export function demoCommand(): Command {
       `Makes a disk image in a temporary folder, exports it over NBD, backs it up into a directory repository, changes
 some blocks, backs up what changed, restores both generations and compares them byte for byte.`,
     )
-    .option("--size SIZE", "of the disk", "512MiB")
+    .option("--size <SIZE>", "of the disk", "512MiB")
     .option("--keep", "leave the folder for a look")
     .action(
       action(async (cli, command) => {

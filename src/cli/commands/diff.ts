@@ -21,7 +21,7 @@ export function diffCommand(): Command {
     .summary("show where two generations of a disk differ")
     .argument("<before>", "a generation")
     .argument("<after>", "another generation")
-    .option("--disk NAME", "which disk, when there are several")
+    .option("--disk <NAME>", "which disk, when there are several")
     .addHelpText("after", "\nExample:\n  blockhaul diff -r s3://my-bucket/vms web@2026-11-21 web@latest")
     .action(
       action(async (cli, command) => {

@@ -27,13 +27,13 @@ export function doctorCommand(): Command {
           { check: "node", status: "ok", detail: process.versions.node },
           await program("qemu-nbd", "restores to qcow2 need it (apt install qemu-utils)"),
         ];
-        let worst: unknown;
+        let worst: Error | undefined;
         const examine = async (check: string, look: () => Promise<string>): Promise<void> => {
           try {
             findings.push({ check, status: "ok", detail: await look() });
           } catch (error) {
             cli.run.signal.throwIfAborted();
-            worst ??= error;
+            worst ??= error as Error;
             findings.push({ check, status: "failed", detail: messageOf(error) });
           }
         };

@@ -14,7 +14,7 @@ export function initCommand(): Command {
   return new Command("init")
     .summary("create a repository")
     .description("Creates a repository under an empty prefix of a bucket, or in an empty or new directory.")
-    .option("--chunk-size SIZE", "unit of deduplication: a power of two from 64KiB to 4MiB (default 256KiB)")
+    .option("--chunk-size <SIZE>", "unit of deduplication: a power of two from 64KiB to 4MiB (default 256KiB)")
     .addHelpText(
       "after",
       `

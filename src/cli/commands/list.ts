@@ -15,7 +15,7 @@ export function listCommand(): Command {
     .alias("ls")
     .summary("list generations")
     .description("Lists generations, oldest first: when, what kind and why, what was read and stored.")
-    .option("--source NAME", "only generations of this source")
+    .option("--source <NAME>", "only generations of this source")
     .addHelpText("after", "\nExample:\n  blockhaul list -r s3://my-bucket/vms --source web")
     .action(
       action(async (cli, command) => {

@@ -2,12 +2,14 @@ import { Command } from "commander";
 import { formatSize } from "../../bytes/size.ts";
 import { AppError } from "../../errors.ts";
 import { resolveGeneration } from "../../repository/resolve-generation.ts";
-import type { ManifestDisk } from "../../repository/manifest.ts";
+import type { Manifest, ManifestDisk } from "../../repository/manifest.ts";
 import { restoreDisk } from "../../restore/restore-disk.ts";
 import { openTarget } from "../../restore/targets.ts";
-import { action } from "../action.ts";
+import { withPin } from "../../restore/pin.ts";
+import { action, type CliContext } from "../action.ts";
 import { Progress, formatSeconds } from "../progress.ts";
-import { withSession, type RepositoryFlags } from "../session.ts";
+import { packageVersion, thisProcess } from "../process.ts";
+import { withSession, type RepositoryFlags, type Session } from "../session.ts";
 
 interface Flags extends RepositoryFlags {
   readonly to: string;
@@ -25,8 +27,8 @@ file under TARGET's name.
 TARGET: a path (a new sparse raw file), a block device, qcow2:PATH, or an NBD URI.`,
     )
     .argument("<generation>", "an id, a unique prefix of one, latest, NAME, NAME@latest, or NAME@2026-11-22T03:00Z")
-    .requiredOption("--to TARGET", "where to")
-    .option("--disk NAME", "which disk, when the generation has several")
+    .requiredOption("--to <TARGET>", "where to")
+    .option("--disk <NAME>", "which disk, when the generation has several")
     .option("--force", "overwrite a file that exists; needed for block devices too")
     .addHelpText(
       "after",
@@ -41,43 +43,54 @@ Examples:
         const flags = command.optsWithGlobals<Flags>();
         await withSession(flags, cli, async (session) => {
           const { signal } = cli.run;
-          const started = performance.now();
           const manifest = await resolveGeneration(session.repository, command.args[0]!, signal);
           const disk = pickDisk(manifest.disks, flags.disk, manifest.generation);
-          const target = await openTarget(flags.to, disk.size, { force: flags.force === true }, signal);
-          const progress = new Progress(cli.output);
-          try {
-            const stats = await restoreDisk(disk, target.disk, session, cli.run, (now) =>
-              progress.update({ label: disk.name, done: now.bytesWritten + now.bytesZero, total: disk.size, note: "" }),
-            );
-            await target.finish(signal);
-            progress.end();
-            const seconds = (performance.now() - started) / 1000;
-            cli.output.result(
-              {
-                generation: manifest.generation,
-                source: manifest.source,
-                disk: disk.name,
-                target: flags.to,
-                stats: {
-                  ...stats,
-                  bytes: disk.size,
-                  seconds,
-                  requests: session.repository.store.requests(),
-                  peakRssBytes: process.resourceUsage().maxRSS * 1024,
-                },
-              },
-              () =>
-                `Restored ${disk.name} of ${manifest.generation} to ${flags.to}: ${formatSize(disk.size)}, ` +
-                `${formatSize(stats.bytesWritten)} of data, every byte verified, ${formatSeconds(seconds)}`,
-            );
-          } finally {
-            progress.end();
-            await target.close();
-          }
+          const pin = {
+            host: thisProcess().host,
+            writer: `blockhaul ${packageVersion()}`,
+            unpinned: (message: string) => cli.output.info(message),
+          };
+          await withPin(session.repository, manifest, pin, signal, () => restoreTo(flags, manifest, disk, session, cli));
         });
       }),
     );
+}
+
+async function restoreTo(
+  flags: Flags,
+  manifest: Manifest,
+  disk: ManifestDisk,
+  session: Session,
+  { output, run }: CliContext,
+): Promise<void> {
+  const startedMs = performance.now();
+  const target = await openTarget(flags.to, disk.size, { force: flags.force === true }, run.signal);
+  const progress = new Progress(output);
+  try {
+    const stats = await restoreDisk(disk, target.disk, session, run, (now) =>
+      progress.update({ label: disk.name, done: now.bytesWritten + now.bytesZero, total: disk.size, note: "" }),
+    );
+    await target.finish(run.signal);
+    progress.end();
+    const seconds = (performance.now() - startedMs) / 1000;
+    const requests = session.repository.store.requests();
+    const peakRssBytes = process.resourceUsage().maxRSS * 1024;
+    output.result(
+      {
+        generation: manifest.generation,
+        source: manifest.source,
+        disk: disk.name,
+        target: flags.to,
+        stats: { ...stats, bytes: disk.size, seconds, requests, peakRssBytes },
+      },
+      () =>
+        `Restored ${disk.name} of ${manifest.generation} to ${flags.to}: ${formatSize(disk.size)}, ` +
+        `${formatSize(stats.bytesWritten)} of data, every byte verified, ${formatSeconds(seconds)}`,
+    );
+  } finally {
+    progress.end();
+    await target.close();
+  }
 }
 
 /** @throws AppError E_WHICH_DISK (usage), E_NO_DISK (notFound). */

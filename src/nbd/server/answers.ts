@@ -6,6 +6,7 @@ import type { BlockStatus } from "../messages.ts";
 import type { SelectedContext } from "./meta-contexts.ts";
 import type { ReadPart } from "./replies.ts";
 import type { ServedDisk } from "./served-disk.ts";
+import type { SpareBuffers } from "./spare-buffers.ts";
 
 /** A read whose range is in more pieces than this is answered as data throughout: holes would cost more. */
 const PARTS_MAX = 64;
@@ -14,12 +15,15 @@ const PARTS_MAX = 64;
  * Reads a range.
  *
  * @param whole one piece of data, zeros included, because the client cannot take fragments or holes.
+ * @param spare where buffers come from; give them back when the answer is out. Those of a read that failed may
+ *   still be in use and are lost.
  * @returns pieces in order that cover the range; none for an empty one.
  */
 export async function readParts(
   disk: ServedDisk,
   range: Range,
   whole: boolean,
+  spare: SpareBuffers,
   signal: AbortSignal,
 ): Promise<ReadPart[]> {
   if (range.length === 0) return [];
@@ -27,7 +31,7 @@ export async function readParts(
   return await Promise.all(
     plan.map(async ({ offset, length, zero }: PlannedPart): Promise<ReadPart> => {
       if (zero === true) return { offset, length };
-      const bytes = Buffer.allocUnsafeSlow(length);
+      const bytes = spare.take(length);
       await disk.read(offset, bytes, signal);
       return { offset, length, bytes };
     }),

@@ -74,7 +74,10 @@ type Step = "goOn" | "aborted" | Agreement;
 class Handshake {
   #peer: Peer;
   readonly #exports: ReadonlyMap<string, ServedDisk>;
-  /** Still to be started before anything else; undefined without TLS, and after it was started. */
+  /**
+   * Still to be started before anything else, so that nothing agreed before can be left over from clear text;
+   * undefined without TLS, and after it was started.
+   */
   #tlsRequired: ServerTls | undefined;
   readonly #tlsOffered: boolean;
   #padding = true;
@@ -190,9 +193,6 @@ class Handshake {
     const [secured] = await Promise.all([secure(socket, tls), acknowledged]);
     this.#peer = new Peer(secured);
     this.#tlsRequired = undefined;
-    // Nothing agreed before counts any more (proto.md, NBD_OPT_STARTTLS).
-    this.#style = "simple";
-    this.#selected = undefined;
     return "goOn";
   }
 

@@ -20,7 +20,11 @@ export class Peer {
   /** Takes over the socket's reading side. */
   constructor(socket: Socket) {
     this.socket = socket;
-    socket.on("data", this.#onData).on("end", this.#onEnd).on("close", this.#onEnd).on("error", this.#onError);
+    socket
+      .on("data", this.#onData)
+      .on("end", this.#onEnd)
+      .on("close", this.#onEnd)
+      .on("error", this.#onError);
   }
 
   readonly #onData = (chunk: Buffer): void => {
@@ -110,8 +114,7 @@ export class Peer {
     for (;;) {
       if (this.#failure !== undefined) throw this.#failure;
       if (this.#chunks.length > 0) return this.#chunks[0]!;
-      if (this.#ended)
-        throw new AppError("source", "E_NBD_CLIENT_LEFT", "The NBD client closed the connection");
+      if (this.#ended) throw clientLeft();
       this.socket.resume();
       await new Promise<void>((resolve) => (this.#wake = resolve));
       this.#wake = undefined;
@@ -125,4 +128,9 @@ export class Peer {
     else this.#chunks[0] = first.subarray(size);
     if (this.#buffered < BUFFERED_MAX && this.socket.isPaused()) this.socket.resume();
   }
+}
+
+/** Why things end when the client goes away. */
+export function clientLeft(): AppError {
+  return new AppError("cancelled", "E_NBD_CLIENT_LEFT", "The NBD client closed the connection");
 }

@@ -17,7 +17,7 @@ import type { ReplyStyle } from "./handshake.ts";
 export interface ReadPart {
   readonly offset: number;
   readonly length: number;
-  readonly bytes?: Uint8Array;
+  readonly bytes?: Buffer;
 }
 
 /** What a request came to. */

@@ -1,7 +1,7 @@
 import type { Socket } from "node:net";
 import { AppError } from "../../errors.ts";
 import { welcome } from "./handshake.ts";
-import { Peer } from "./peer.ts";
+import { clientLeft, Peer } from "./peer.ts";
 import type { ServedDisk } from "./served-disk.ts";
 import type { ServerTls } from "./tls.ts";
 import { Transmission, type TransmissionLimits } from "./transmission.ts";
@@ -36,7 +36,7 @@ export class Session {
     this.#setup = setup;
     this.#peer = new Peer(socket);
     socket.on("error", () => undefined); // also while TLS takes over; "close" follows and is what counts
-    socket.once("close", () => this.#gone.abort(left()));
+    socket.once("close", () => this.#gone.abort(clientLeft()));
     this.#ended = this.#run();
   }
 
@@ -74,7 +74,7 @@ export class Session {
     if (welcomed === undefined) return;
     this.#peer = welcomed.peer;
     this.#state = "transmission";
-    await new Transmission(this.#peer, welcomed.agreement, limits, this.#gone.signal, onError).run();
+    await new Transmission(this.#peer, welcomed.agreement, limits, this.#gone, onError).run();
   }
 
   /** Lets the last answers out, then closes; a client that takes neither is cut off. */
@@ -89,8 +89,4 @@ export class Session {
     await closed;
     clearTimeout(timer);
   }
-}
-
-function left(): AppError {
-  return new AppError("cancelled", "E_NBD_CLIENT_LEFT", "The NBD client is gone");
 }

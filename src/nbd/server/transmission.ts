@@ -1,4 +1,4 @@
-import { AppError } from "../../errors.ts";
+import { AppError, hasCode } from "../../errors.ts";
 import { Budget } from "../../flow/budget.ts";
 import { Command, CommandFlag, DEFAULT_BLOCK_SIZE } from "../constants.ts";
 import {
@@ -15,6 +15,7 @@ import type { Agreement } from "./handshake.ts";
 import type { Peer } from "./peer.ts";
 import { encodeReply, type Answer, type Recipient } from "./replies.ts";
 import { payloadOf, refuse, type Terms } from "./rules.ts";
+import { SpareBuffers } from "./spare-buffers.ts";
 
 /** What one connection may hold on to. */
 export interface TransmissionLimits {
@@ -41,19 +42,21 @@ export class Transmission {
   readonly #terms: Terms;
   readonly #slots: Budget;
   readonly #bytes: Budget;
+  readonly #spare = new SpareBuffers();
+  readonly #gone: AbortController;
   readonly #signal: AbortSignal;
   readonly #onDiskError: (error: unknown) => void;
   readonly #inFlight = new Set<Promise<void>>();
 
   /**
-   * @param signal aborted when answers no longer have a reader.
+   * @param gone aborted when answers no longer have a reader: by the owner, or here when the client just leaves.
    * @param onDiskError gets what the disk threw; the client has been told.
    */
   constructor(
     peer: Peer,
     agreement: Agreement,
     limits: TransmissionLimits,
-    signal: AbortSignal,
+    gone: AbortController,
     onDiskError: (error: unknown) => void,
   ) {
     const { disk, flags, style, contexts } = agreement;
@@ -63,7 +66,8 @@ export class Transmission {
     this.#slots = new Budget(limits.requestsMax);
     const largest = Math.max(disk.blockSize.maximum, STATUS_BYTES * contexts.length);
     this.#bytes = new Budget(Math.max(limits.bytesMax, largest));
-    this.#signal = signal;
+    this.#gone = gone;
+    this.#signal = gone.signal;
     this.#onDiskError = onDiskError;
   }
 
@@ -76,6 +80,10 @@ export class Transmission {
   async run(): Promise<void> {
     try {
       while (await this.#takeRequest());
+    } catch (error) {
+      // Without DISC nobody waits for answers any more (proto.md, "Terminating the transmission phase").
+      if (hasCode(error, "E_NBD_CLIENT_LEFT")) this.#gone.abort(error);
+      throw error;
     } finally {
       await Promise.all(this.#inFlight);
     }
@@ -100,11 +108,13 @@ export class Transmission {
       return true;
     }
     const giveBytes = await this.#bytes.take(this.#weightOf(request), this.#signal);
-    const payload = Buffer.allocUnsafeSlow(payloadSize);
+    const payload = this.#spare.take(payloadSize);
     await this.#peer.readInto(payload);
     this.#start(
       async () => {
-        await this.#send(recipient, await this.#answer(request, payload));
+        const answer = await this.#answer(request, payload);
+        this.#spare.give(payload);
+        await this.#send(recipient, answer);
       },
       giveSlot,
       giveBytes,
@@ -128,6 +138,8 @@ export class Transmission {
 
   async #send(to: Recipient, answer: Answer): Promise<void> {
     await this.#peer.send(...encodeReply(this.#agreement.style, to, answer));
+    if (answer.type !== "data") return;
+    for (const { bytes } of answer.parts) if (bytes !== undefined) this.#spare.give(bytes);
   }
 
   async #answer(request: Request, payload: Buffer): Promise<Answer> {
@@ -146,7 +158,7 @@ export class Transmission {
     switch (type) {
       case Command.READ: {
         const whole = style === "simple" || (flags & CommandFlag.DF) !== 0;
-        return { type: "data", parts: await readParts(disk, { offset, length }, whole, signal) };
+        return { type: "data", parts: await readParts(disk, { offset, length }, whole, this.#spare, signal) };
       }
       case Command.BLOCK_STATUS: {
         const most = (flags & CommandFlag.REQ_ONE) === 0 ? STATUS_EXTENTS : 1;

@@ -1,3 +1,6 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { expect, test } from "vitest";
 import { KiB, MiB } from "../../../src/bytes/size.ts";
 import {
@@ -8,13 +11,15 @@ import {
 } from "../../../src/repository/config.ts";
 import { packKey, newUuid } from "../../../src/repository/names.ts";
 import { encodeRecord } from "../../../src/repository/record.ts";
+import { DirectoryStore } from "../../../src/store/directory.ts";
 import { MemoryStore } from "../../support/memory-store.ts";
 import { type MustFail, vectors } from "../../support/vectors.ts";
 
 const never = new AbortController().signal;
-const known = vectors<{ pass: { name: string; hex: string; config: RepositoryConfig }[]; fail: MustFail[] }>(
-  "config",
-);
+const known = vectors("config") as {
+  pass: { name: string; hex: string; config: RepositoryConfig }[];
+  fail: MustFail[];
+};
 
 test.each(known.pass)("reads what another program wrote: $name", ({ hex, config }) => {
   expect(decodeConfig(Buffer.from(hex, "hex"), "memory")).toEqual(config);
@@ -139,7 +144,7 @@ test("open: other things there", async () => {
 
 test("open: a repository without its repository.json", async () => {
   const store = new MemoryStore();
-  await store.put("lost+found", Buffer.from("x"), never);
+  await store.put("lost-and-found", Buffer.from("x"), never);
   await store.put(packKey(newUuid()), Buffer.from("x"), never);
   await expect(openRepository(store, never)).rejects.toMatchObject({
     kind: "corrupt",
@@ -162,4 +167,19 @@ test("open: one bit of repository.json", async () => {
   await createRepository(store, {}, never);
   store.bytes("repository.json")[30]! ^= 16;
   await expect(openRepository(store, never)).rejects.toMatchObject({ kind: "corrupt", code: "E_RECORD" });
+});
+
+test("init makes a directory that is not there yet", async () => {
+  const path = await mkdtemp(join(tmpdir(), "blockhaul-config-"));
+  const store = new DirectoryStore(join(path, "deep", "repository"));
+  await expect(openRepository(store, never)).rejects.toMatchObject({ kind: "notFound" });
+  const created = await createRepository(store, {}, never);
+  expect((await openRepository(store, never)).config).toEqual(created.config);
+  store.close();
+  await rm(path, { recursive: true });
+});
+
+test("init on a bucket that is missing says so", async () => {
+  const creating = createRepository(new MemoryStore({ missing: true }), {}, never);
+  await expect(creating).rejects.toMatchObject({ kind: "notFound", code: "E_NO_BUCKET" });
 });

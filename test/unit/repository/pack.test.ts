@@ -34,7 +34,7 @@ interface GoodPack {
 }
 
 const never = new AbortController().signal;
-const known = vectors<{ pack: string; chunkSize: number; pass: GoodPack[]; fail: MustFail[] }>("packs");
+const known = vectors("packs") as { pack: string; chunkSize: number; pass: GoodPack[]; fail: MustFail[] };
 const sealer = masterKeySealer(TEST_REPOSITORY, Buffer.from(Array.from({ length: 32 }, (_, index) => index)));
 const whole = known.pass.filter(({ hex }) => hex !== undefined);
 

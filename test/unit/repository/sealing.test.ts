@@ -18,12 +18,12 @@ interface Sealed {
   readonly sealed: string;
 }
 
-const known = vectors<{
+const known = vectors("sealing") as {
   masterKey: string;
   chunkKeys: { id: string; blob: string };
   pass: Sealed[];
   fail: Omit<Sealed, "plain">[];
-}>("sealing");
+};
 const sealer = masterKeySealer(TEST_REPOSITORY, Buffer.from(known.masterKey, "hex"));
 const sealError = expect.objectContaining({ kind: "corrupt", code: "E_SEAL" }) as Error;
 

@@ -1,0 +1,38 @@
+/**
+ * Measures what the project promises, against other programs in the same run, and prints one table.
+ *
+ *     npm run bench [-- [--rounds N] [NAME…]]
+ *
+ * Ends with code 1 when a bar is missed. Wants 15 GB below `BLOCKHAUL_BENCH_DIR` (or the system's folder for temporary files), and
+ * a machine that does nothing else.
+ */
+import { parseArgs } from "node:util";
+import { fullDirectory, sparseMemory } from "./full-directory.ts";
+import { fullMinio } from "./full-minio.ts";
+import { type Finding, printFindings } from "./harness.ts";
+import { incremental, unchangedRescan } from "./incremental.ts";
+
+const BENCHES: Readonly<Record<string, (rounds: number) => Promise<Finding[]>>> = {
+  "full-directory": fullDirectory,
+  "sparse-memory": sparseMemory,
+  "full-minio": fullMinio,
+  "unchanged-rescan": unchangedRescan,
+  incremental,
+};
+
+const { values, positionals } = parseArgs({
+  options: { rounds: { type: "string", default: "3" } },
+  allowPositionals: true,
+});
+const unknown = positionals.find((name) => BENCHES[name] === undefined);
+if (unknown !== undefined)
+  throw new Error(`no bench "${unknown}"; there are ${Object.keys(BENCHES).join(", ")}`);
+
+const findings: Finding[] = [];
+for (const [name, bench] of Object.entries(BENCHES)) {
+  if (positionals.length > 0 && !positionals.includes(name)) continue;
+  console.error(name);
+  findings.push(...(await bench(Number(values.rounds))));
+}
+printFindings(findings);
+if (findings.some(({ met }) => met === false)) process.exitCode = 1;

@@ -1,0 +1,191 @@
+import { spawn } from "node:child_process";
+import { createCipheriv, createHash, hash } from "node:crypto";
+import { once } from "node:events";
+import { type FileHandle, open, readdir, realpath, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { KiB, MiB } from "../../src/bytes/size.ts";
+
+/**
+ * - `random`  no two blocks alike, nothing to compress
+ * - `program` the machine's own programs and libraries, in an order that does not change
+ * - `text`    log-like lines; compresses well, no two chunks alike
+ * - `hole`    nothing there: reads as zeros, takes no space
+ */
+export type PartKind = "random" | "program" | "text" | "hole";
+
+export interface ImagePart {
+  readonly kind: PartKind;
+  /** Bytes. */
+  readonly length: number;
+}
+
+export interface ImagePlan {
+  /** Bytes; what the parts leave over is a hole. */
+  readonly size: number;
+  /** One after the other, from the start. */
+  readonly parts: readonly ImagePart[];
+  /** The same seed makes the same image (on the same machine, where there are program parts). */
+  readonly seed: number;
+}
+
+/** A change to an image: bytes, or so many random ones. */
+export type ImageChange =
+  | { readonly offset: number; readonly bytes: Uint8Array }
+  | { readonly offset: number; readonly length: number; readonly seed: number };
+
+const STEP = MiB;
+const PROGRAM_FOLDERS = ["/usr/lib", "/usr/bin"];
+const WORDS =
+  "accepted closed connection disk for from generation guest in queue read session timeout to user write".split(
+    " ",
+  );
+
+/** Writes a raw, sparse image. @throws Error when the parts are longer than the image. */
+export async function makeImage(path: string, { size, parts, seed }: ImagePlan): Promise<void> {
+  const file = await open(path, "w");
+  try {
+    let at = 0;
+    for (const [index, { kind, length }] of parts.entries()) {
+      if (at + length > size) throw new Error(`the parts of ${path} are longer than ${size} bytes`);
+      if (kind !== "hole") await writeAll(file, at, length, SOURCES[kind](`${seed} ${index}`));
+      at += length;
+    }
+    await file.truncate(size);
+  } finally {
+    await file.close();
+  }
+}
+
+/** Overwrites parts of an image in place. */
+export async function patchImage(path: string, changes: readonly ImageChange[]): Promise<void> {
+  const file = await open(path, "r+");
+  try {
+    for (const change of changes) {
+      if ("bytes" in change) await file.write(change.bytes, 0, change.bytes.length, change.offset);
+      else
+        await writeAll(file, change.offset, change.length, randomBlocks(`${change.seed} ${change.offset}`));
+    }
+  } finally {
+    await file.close();
+  }
+}
+
+/** SHA-256 of a whole file, in hexadecimal. */
+export async function sha256OfFile(path: string): Promise<string> {
+  const digest = createHash("sha256");
+  const file = await open(path);
+  try {
+    const buffer = Buffer.allocUnsafe(STEP);
+    for (;;) {
+      const { bytesRead } = await file.read(buffer, 0, STEP, null);
+      if (bytesRead === 0) return digest.digest("hex");
+      digest.update(buffer.subarray(0, bytesRead));
+    }
+  } finally {
+    await file.close();
+  }
+}
+
+/**
+ * Compares two files byte by byte, without reading where both have holes: by qemu-img, which has no code of ours.
+ *
+ * @returns undefined when they are equal, else where they differ.
+ */
+export async function compareFiles(a: string, b: string): Promise<string | undefined> {
+  const [sizeA, sizeB] = [(await stat(a)).size, (await stat(b)).size];
+  if (sizeA !== sizeB) return `${a} has ${sizeA} bytes, ${b} has ${sizeB}`;
+  if (sizeA % 512 !== 0) {
+    // qemu-img rounds such a file up to a sector, which it need not read the same way twice
+    return (await sha256OfFile(a)) === (await sha256OfFile(b)) ? undefined : `${a} and ${b} differ`;
+  }
+  const child = spawn("qemu-img", ["compare", "-f", "raw", "-F", "raw", a, b], {
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  let said = "";
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding("utf8").on("data", (text: string) => (said += text));
+  }
+  const [code] = (await once(child, "close")) as [number | null];
+  if (code === 0) return undefined;
+  if (code === 1) return `${a} and ${b}: ${said.trim()}`;
+  throw new Error(`qemu-img compare ended with ${code}: ${said}`);
+}
+
+/** Blocks of any length, without end; a block may be overwritten when the next is asked for. */
+type Blocks = AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
+
+const SOURCES: Readonly<Record<Exclude<PartKind, "hole">, (seed: string) => Blocks>> = {
+  random: randomBlocks,
+  program: programBlocks,
+  text: textBlocks,
+};
+
+async function writeAll(file: FileHandle, offset: number, length: number, blocks: Blocks): Promise<void> {
+  let written = 0;
+  for await (const block of blocks) {
+    const part = block.subarray(0, length - written);
+    await file.write(part, 0, part.length, offset + written);
+    written += part.length;
+    if (written === length) return;
+  }
+}
+
+/** The key stream of AES-256-CTR: as good as random, and faster than any generator written here. */
+function* randomBlocks(seed: string): Generator<Uint8Array> {
+  const cipher = createCipheriv("aes-256-ctr", hash("sha256", seed, "buffer"), Buffer.alloc(16));
+  const zeros = Buffer.alloc(STEP);
+  for (;;) yield cipher.update(zeros);
+}
+
+/**
+ * Once through, and then again behind a few bytes that shift every file, so that the second time is no duplicate of
+ * the first.
+ */
+async function* programBlocks(seed: string): AsyncGenerator<Uint8Array> {
+  const files = await programFiles();
+  const buffer = Buffer.allocUnsafe(STEP);
+  for (let pass = 0; ; pass++) {
+    yield Buffer.from(`${seed} ${pass}`);
+    for (const path of files) {
+      const file = await open(path);
+      try {
+        for (;;) {
+          const { bytesRead } = await file.read(buffer, 0, STEP, null);
+          if (bytesRead === 0) break;
+          yield buffer.subarray(0, bytesRead);
+        }
+      } finally {
+        await file.close();
+      }
+    }
+  }
+}
+
+/** Regular files of at least 64 KiB, sorted by path. Links are left out: what they lead to comes by itself. */
+async function programFiles(): Promise<string[]> {
+  const files: string[] = [];
+  for (const folder of PROGRAM_FOLDERS) {
+    const root = await realpath(folder);
+    for (const entry of await readdir(root, { recursive: true, withFileTypes: true })) {
+      const path = join(entry.parentPath, entry.name);
+      if (entry.isFile() && (await stat(path)).size >= 64 * KiB) files.push(path);
+    }
+  }
+  if (files.length === 0) throw new Error(`no programs in ${PROGRAM_FOLDERS.join(", ")}`);
+  return files.sort();
+}
+
+function* textBlocks(seed: string): Generator<Uint8Array> {
+  for (let block = 0; ; block++) {
+    const lines: string[] = [];
+    const dice = hash("sha256", `${seed} ${block}`, "buffer");
+    for (let line = 0; line < 1024; line++) {
+      const words = Array.from(
+        { length: 9 },
+        (_, i) => WORDS[(dice[(line * 7 + i * 5) % dice.length]! + line * i) % WORDS.length]!,
+      );
+      lines.push(`${String(block * 1024 + line).padStart(12, "0")} ${words.join(" ")}\n`);
+    }
+    yield Buffer.from(lines.join(""));
+  }
+}
