@@ -1,7 +1,7 @@
 import type { LeaseHolder } from "../repository/leases.ts";
 import type { DedupScope } from "../repository/dedup.ts";
 import type { Manifest } from "../repository/manifest.ts";
-import type { ReadTools } from "../restore/read-disk.ts";
+import type { ReadTools } from "../repository/read-tools.ts";
 import type { ChunkStats } from "./counts.ts";
 import type { PointInTime } from "./point-in-time.ts";
 

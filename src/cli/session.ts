@@ -3,7 +3,7 @@ import { MiB } from "../bytes/size.ts";
 import { ChunkWorkers } from "../chunk/workers.ts";
 import { openRepository, type Repository } from "../repository/config.ts";
 import { PackDirectories } from "../repository/pack-reader.ts";
-import type { ReadTools } from "../restore/read-disk.ts";
+import type { ReadTools } from "../repository/read-tools.ts";
 import { repositorySettings, type RepositorySettings } from "../settings.ts";
 import { openStore } from "../store/open.ts";
 import type { CliContext } from "./action.ts";

@@ -49,7 +49,7 @@ export async function withHandshake<T>(
     await handshake?.abort();
     transport?.destroy(error);
     signal.throwIfAborted();
-    if (!late.aborted) throw error;
+    if (!late.aborted) throw handshake?.encrypted === true ? hintAtCertificate(error) : error;
     throw lostError(
       `NBD server of ${address.uri} did not finish the handshake in ${timing.handshakeMs} ms`,
       error,
@@ -57,6 +57,11 @@ export async function withHandshake<T>(
   } finally {
     either.removeEventListener("abort", giveUp);
   }
+}
+
+function hintAtCertificate(error: unknown): unknown {
+  if (!hasCode(error, "E_NBD_LOST")) return error;
+  return lostError(`${error.message}; it may not accept the certificate in tls-certificates`, error);
 }
 
 /**

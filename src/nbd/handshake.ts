@@ -59,6 +59,7 @@ export class Handshake {
   readonly #transport: Transport;
   readonly #address: NbdAddress;
   #flags = 0;
+  #encrypted = false;
   #structured = false;
   #extended = false;
   #contexts: ReadonlyMap<number, string> = new Map();
@@ -66,6 +67,11 @@ export class Handshake {
   constructor(transport: Transport, address: NbdAddress) {
     this.#transport = transport;
     this.#address = address;
+  }
+
+  /** A server that leaves right after this became true may not have accepted our certificate (TLS 1.3). */
+  get encrypted(): boolean {
+    return this.#encrypted;
   }
 
   /**
@@ -92,6 +98,7 @@ export class Handshake {
       );
     }
     await this.#transport.startTls(options, signal);
+    this.#encrypted = true;
   }
 
   /** Extended headers where the server has them, else structured replies where it has those. */

@@ -3,6 +3,7 @@ import { retry, type RetryPolicy } from "../flow/retry.ts";
 import { DEFAULT_TIMING, NbdConnection, withHandshake, type NbdTiming } from "./connection.ts";
 import { Context, ExportFlag } from "./constants.ts";
 import type { Handshake, Negotiated } from "./handshake.ts";
+import { lostError } from "./transport.ts";
 import type { NbdAddress } from "./uri.ts";
 
 export interface PoolOptions {
@@ -29,6 +30,7 @@ export class NbdPool {
   #live: NbdConnection[];
   #reconnecting: Promise<void> | undefined;
   #growing: Promise<void> = Promise.resolve();
+  #coming = 0;
   #outages = 0;
 
   private constructor(address: NbdAddress, options: PoolOptions, first: NbdConnection) {
@@ -87,7 +89,9 @@ export class NbdPool {
 
   async #connection(signal: AbortSignal): Promise<NbdConnection> {
     this.#closing.signal.throwIfAborted();
+    const before = this.#live.length;
     this.#live = this.#live.filter((connection) => connection.usable);
+    if (this.#live.length > 0 && this.#live.length < before) this.#grow();
     if (this.#live.length === 0) {
       this.#reconnecting ??= this.#reconnect().finally(() => (this.#reconnecting = undefined));
       await unlessAborted(this.#reconnecting, signal);
@@ -99,7 +103,7 @@ export class NbdPool {
 
   /** One attempt; the callers' own retries bound the number of attempts. */
   async #reconnect(): Promise<void> {
-    const connection = await openConnection(this.#address, this.#options, this.#closing.signal);
+    const connection = await this.#openAgain();
     const [was, is] = [describe(this.export), describe(connection.export)];
     if (was !== is) {
       await connection.disconnect();
@@ -114,15 +118,26 @@ export class NbdPool {
     this.#grow();
   }
 
+  /** The keys were right the first time, so a TLS handshake that fails now was cut off like any connection. */
+  async #openAgain(): Promise<NbdConnection> {
+    try {
+      return await openConnection(this.#address, this.#options, this.#closing.signal);
+    } catch (error) {
+      throw hasCode(error, "E_NBD_TLS") ? lostError(error.message, error) : error;
+    }
+  }
+
   /**
    * Opens the other connections behind the requests' back. A server may limit its clients, so one that cannot be
    * had is done without.
    */
   #grow(): void {
     const multi = (this.export.flags & ExportFlag.CAN_MULTI_CONN) !== 0;
-    const missing = multi ? this.#options.connections - this.#live.length : 0;
+    const missing = multi ? this.#options.connections - this.#live.length - this.#coming : 0;
     const opened = Array.from({ length: Math.max(0, missing) }, async () => {
-      const connection = await openConnection(this.#address, this.#options, this.#closing.signal);
+      this.#coming++;
+      const opening = openConnection(this.#address, this.#options, this.#closing.signal);
+      const connection = await opening.finally(() => this.#coming--);
       const same = describe(connection.export) === describe(this.export);
       if (same && !this.#closing.signal.aborted) this.#live.push(connection);
       else await connection.disconnect();

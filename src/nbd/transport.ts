@@ -98,11 +98,9 @@ export class Transport {
     });
   }
 
-  /** Calls back when nothing came or went for this long; 0 never does. */
+  /** Calls back each time nothing came or went for this long. */
   watchIdle(ms: number, onIdle: () => void): void {
-    this.#socket.setTimeout(ms);
-    this.#socket.removeAllListeners("timeout");
-    if (ms > 0) this.#socket.on("timeout", onIdle);
+    this.#socket.setTimeout(ms, onIdle);
   }
 
   /** Sends what is queued, then closes. Waits for the peer to close, but not long. */
@@ -149,11 +147,12 @@ const LINGER_MS = 1000;
 function explainConnect(address: NbdAddress, error: unknown): string {
   const where =
     "path" in address.socket ? address.socket.path : `${address.socket.host}:${address.socket.port}`;
+  const shown = where.replace("\0", "@"); // as ss(8) and others write the abstract namespace
   const reasons: Readonly<Record<string, string>> = {
-    ENOENT: `there is no socket ${where}`,
-    ECONNREFUSED: `nobody listens on ${where}`,
-    EACCES: `no permission for ${where}`,
-    ENOTFOUND: `the host name of ${where} is not known`,
+    ENOENT: `there is no socket ${shown}`,
+    ECONNREFUSED: `nobody listens on ${shown}`,
+    EACCES: `no permission for ${shown}`,
+    ENOTFOUND: `the host name of ${shown} is not known`,
   };
   return reasons[systemCode(error) ?? ""] ?? messageOf(error);
 }

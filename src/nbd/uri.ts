@@ -104,6 +104,7 @@ function parseAuthority(uri: string, authority: string): Place {
   const [user, bracketed, digits] = [match[1], match[2]!, match[3] ?? ""];
   const host = decode(uri, bracketed.replace(/^\[(.*)\]$/, "$1"));
   if (bracketed.startsWith("[") && !isIPv6(host)) throw wrong(uri, `has [${host}], which is no IPv6 address`);
+  if (!/^[\w.~:%-]*$/.test(host)) throw wrong(uri, `has "${bracketed}", which is no host name`);
   const port = digits === "" ? undefined : Number(digits);
   if (port !== undefined && (port < 1 || port > 65_535)) {
     throw wrong(uri, `has port ${digits}; ports are 1 to 65535`);

@@ -1,4 +1,5 @@
 import { hash } from "node:crypto";
+import { Codec } from "../chunk/codec.ts";
 import { AppError } from "../errors.ts";
 import { sealedLength } from "./sealing.ts";
 
@@ -18,17 +19,13 @@ export const CHUNK_ID_SIZE = 32;
 /** Most slots in a pack. */
 export const SLOTS_MAX = 65_536;
 
-export const Codec = { raw: 0, zstd: 1 } as const;
-
-export type CodecNumber = (typeof Codec)[keyof typeof Codec];
-
 /** What a directory says about a blob. Lengths in bytes. */
 export interface Slot {
   /** Chunk id, 32 B. */
   readonly id: Uint8Array;
   readonly storedLength: number;
   readonly rawLength: number;
-  readonly codec: CodecNumber;
+  readonly codec: Codec;
   /** CRC-32 of the stored bytes. */
   readonly crc32: number;
 }
@@ -124,8 +121,8 @@ export class PackDirectory {
     return this.#bytes.readUInt32LE(this.#at(slot) + RAW_LENGTH_AT);
   }
 
-  codec(slot: number): CodecNumber {
-    return this.#bytes[this.#at(slot) + CODEC_AT] as CodecNumber;
+  codec(slot: number): Codec {
+    return this.#bytes[this.#at(slot) + CODEC_AT] as Codec;
   }
 
   crc32(slot: number): number {
@@ -162,9 +159,9 @@ export function slotConflict(
   if (rawLength < 1 || rawLength > limits.chunkSize) return `a chunk of ${rawLength} bytes cannot be`;
   const asRaw = sealedLength(limits.sealed, rawLength);
   switch (codec) {
-    case Codec.raw:
+    case Codec.RAW:
       return storedLength === asRaw ? undefined : "raw and stored lengths differ";
-    case Codec.zstd: // kept only where it saves something
+    case Codec.ZSTD: // kept only where it saves something
       return storedLength > asRaw - rawLength && storedLength < asRaw
         ? undefined
         : "it is not shorter than raw";

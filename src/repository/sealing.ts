@@ -1,4 +1,5 @@
 import { createCipheriv, createDecipheriv, createHmac, hkdfSync, randomBytes } from "node:crypto";
+import { SEAL_OVERHEAD } from "../chunk/codec.ts";
 import type { ChunkKeys } from "../chunk/keys.ts";
 import { AppError } from "../errors.ts";
 import { uuidBytes } from "./names.ts";
@@ -21,9 +22,6 @@ export type SealedType = (typeof SEALED_TYPES)[number];
 const NONCE_SIZE = 12;
 const TAG_SIZE = 16;
 
-/** What sealing adds to a length, in bytes: nonce and tag. The same for blobs and objects. */
-export const SEAL_OVERHEAD = NONCE_SIZE + TAG_SIZE;
-
 /**
  * Seals and opens what a repository stores besides blobs (FORMAT.md, "Sealing").
  *
@@ -42,7 +40,7 @@ export interface Sealer {
   openObject(type: SealedType, key: string, sealed: Uint8Array): Buffer;
 }
 
-/** Bytes stored for `plainLength` bytes. */
+/** Bytes stored for `plainLength` bytes; the overhead of blobs and objects is the same. */
 export function sealedLength(encrypted: boolean, plainLength: number): number {
   return encrypted ? plainLength + SEAL_OVERHEAD : plainLength;
 }

@@ -3,7 +3,7 @@ import type { Range } from "../disk/disk.ts";
 import type { MapRun } from "../repository/layer.ts";
 import { DiskMap } from "../repository/layer-stack.ts";
 import type { ManifestDisk } from "../repository/manifest.ts";
-import type { ReadTools } from "./read-disk.ts";
+import type { ReadTools } from "../repository/read-tools.ts";
 
 /**
  * Where two generations of a disk differ, in whole chunks (the last one may be short), without reading data:

@@ -1,26 +1,18 @@
 import { MiB, KiB } from "../bytes/size.ts";
 import { chunkCount } from "../chunk/grid.ts";
 import { SlabPool } from "../chunk/slabs.ts";
-import type { ChunkWorkers } from "../chunk/workers.ts";
 import { AppError } from "../errors.ts";
 import { drain, mapOrdered } from "../flow/map-ordered.ts";
-import type { Repository } from "../repository/config.ts";
 import { DiskMap } from "../repository/layer-stack.ts";
 import type { ManifestDisk } from "../repository/manifest.ts";
 import type { PackDirectories } from "../repository/pack-reader.ts";
+import type { ReadTools } from "../repository/read-tools.ts";
 import { openSpan, type OpenedSpan } from "./open-span.ts";
 import { windows, type Window } from "./plan.ts";
 import { spans, type Span, type SpanLimits } from "./spans.ts";
 
 /** Ranged GETs under way at once, each with a slab of stored and one of raw bytes. */
 const GETS = 6;
-
-/** What readers of disks share. */
-export interface ReadTools {
-  readonly repository: Repository;
-  readonly directories: PackDirectories;
-  readonly workers: ChunkWorkers;
-}
 
 /** What receives a disk's content. Calls come in the packs' order, several at once, each byte of the disk once. */
 export interface ContentSink {

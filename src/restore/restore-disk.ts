@@ -1,7 +1,8 @@
 import type { DiskTarget } from "../disk/disk.ts";
 import type { ManifestDisk } from "../repository/manifest.ts";
 import type { OpenedSpan } from "./open-span.ts";
-import { readDisk, type ReadTools } from "./read-disk.ts";
+import type { ReadTools } from "../repository/read-tools.ts";
+import { readDisk } from "./read-disk.ts";
 
 export interface RestoreStats {
   /** Raw bytes written as data. */

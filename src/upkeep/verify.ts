@@ -7,7 +7,7 @@ import { DiskMap } from "../repository/layer-stack.ts";
 import type { Manifest, ManifestDisk } from "../repository/manifest.ts";
 import type { PackRef } from "../repository/pack-directory.ts";
 import { openSpan } from "../restore/open-span.ts";
-import type { ReadTools } from "../restore/read-disk.ts";
+import type { ReadTools } from "../repository/read-tools.ts";
 import { spans, type SpanLimits } from "../restore/spans.ts";
 
 const GETS = 6;

@@ -13,7 +13,7 @@ import { loadGenerations } from "../../src/repository/generations.ts";
 import type { Manifest, ManifestDisk } from "../../src/repository/manifest.ts";
 import { PackDirectories } from "../../src/repository/pack-reader.ts";
 import type { ObjectStore } from "../../src/store/store.ts";
-import type { ReadTools } from "../../src/restore/read-disk.ts";
+import type { ReadTools } from "../../src/repository/read-tools.ts";
 import { restoreDisk } from "../../src/restore/restore-disk.ts";
 import { verify, type VerifyReport } from "../../src/upkeep/verify.ts";
 import { MemoryTarget } from "./scripted-disk.ts";

@@ -9,7 +9,7 @@ import type { Backups } from "../../support/backups.ts";
 import { FaultyStore } from "../../support/faulty-store.ts";
 import { HookedStore } from "../../support/hooked-store.ts";
 import type { MemoryStore } from "../../support/memory-store.ts";
-import { diskOf, idOf, newBackups, numbers, unchangedDisk } from "./chunks.ts";
+import { CHUNK, diskOf, idOf, newBackups, numbers, unchangedDisk } from "./chunks.ts";
 
 const never = new AbortController().signal;
 
@@ -69,15 +69,16 @@ test("R8: a cache that points at other slots costs storage, never the content", 
 
 test("R8: what this run has stored is confirmed too, once it is known from the cache alone", async () => {
   const backups = await newBackups({ packChunks: 4 });
-  // the second batch repeats the first one, whose packs are complete by then
-  const contents = [...numbers(1, 17), ...numbers(1, 17)];
+  // the last batch repeats the first one; those between make the pipeline move on to the packs
+  const between = Array.from({ length: 9 * 16 }, () => 99);
+  const contents = [...numbers(1, 17), ...between, ...numbers(1, 17)];
   const disk = diskOf(contents, {
     onRead: async (offset) => {
-      if (offset === 0) return;
+      if (offset < (16 + between.length) * CHUNK) return;
       const complete = (): number =>
-        onCache(backups, (database) => database.prepare("SELECT slot FROM chunks").all().length);
+        onCache(backups, (cache) => cache.prepare("SELECT slot FROM chunks").all().length);
       while (complete() < 12) await new Promise((resolve) => setTimeout(resolve, 5));
-      onCache(backups, (database) => database.exec("UPDATE chunks SET slot = (slot + 1) % 3"));
+      onCache(backups, (cache) => cache.exec("UPDATE chunks SET slot = (slot + 1) % 3"));
     },
   });
   const { manifest } = await backups.backup([disk]);

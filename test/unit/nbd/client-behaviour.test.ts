@@ -257,6 +257,26 @@ test("closing says good-bye on every connection", async () => {
   await expect(from.read(0, Buffer.alloc(1), signal)).rejects.toMatchObject({ code: "E_NBD_CLOSED" });
 });
 
+test("one of several connections that is lost is replaced, while the others go on", async () => {
+  const bytes = disk();
+  let broken = false;
+  const server = await fake({
+    disk: bytes,
+    flags: ExportFlag.HAS_FLAGS | ExportFlag.CAN_MULTI_CONN,
+    onRequest: () => {
+      if (broken) return undefined;
+      broken = true;
+      return "close";
+    },
+  });
+  const from = await source(server, { connections: 3 });
+  await expect.poll(() => server.connections).toBe(3);
+  expect(await readAt(from, 0, 1000)).toEqual(bytes.subarray(0, 1000));
+  await expect.poll(() => server.connections).toBe(4);
+  await from.close();
+  expect(server.farewells).toBe(3);
+});
+
 test("a server without CAN_MULTI_CONN gets one connection", async () => {
   const server = await fake({ disk: disk() });
   const from = await source(server, { connections: 4 });

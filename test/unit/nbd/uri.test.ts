@@ -74,6 +74,7 @@ test.each<[string, string]>([
   ["nbd://h:65536/x", "has port 65536"],
   ["nbd://h:x/x", "where host:port should be"],
   ["nbd://::1/x", "put IPv6 in [brackets]"],
+  ["nbd://a%00b/x", "which is no host name"],
   ["nbd://[::zz]/x", "which is no IPv6 address"],
   ["nbd://h/x?socket=/s", "needs nbd+unix://"],
   ["nbd+unix:///x", "needs ?socket="],

@@ -10,6 +10,7 @@ import {
   checkPackTrailer,
   decodePackEnd,
 } from "../../../src/repository/pack.ts";
+import { SLOTS_MAX } from "../../../src/repository/pack-directory.ts";
 import { PackDirectories } from "../../../src/repository/pack-reader.ts";
 import { type CompletedPack, PackWriter } from "../../../src/repository/pack-writer.ts";
 import type { PartUpload } from "../../../src/store/store.ts";
@@ -42,14 +43,13 @@ class WatchedStore extends MemoryStore {
         }
       },
       complete: async (completeSignal): Promise<void> => {
-        expect(this.partsNow, "parts under way at completion of the only pack").toBeGreaterThanOrEqual(0);
         await this.beforeComplete();
         await upload.complete(completeSignal);
         this.events.push(`complete ${key}`);
       },
       abort: async (): Promise<void> => {
+        this.events.push(`abort ${key}, ${this.partsNow} parts under way`);
         await upload.abort();
-        this.events.push(`abort ${key}`);
       },
     };
   }
@@ -173,6 +173,36 @@ test("the first failure of a part ends the run and leaves nothing behind", async
   expect(store.uploads.size).toBe(0);
   expect(packs).toEqual([]);
   expect(store.objects.size).toBe(0);
+});
+
+test("an upload is dropped only when none of its parts is under way any more", async () => {
+  const { store, writer } = setUp();
+  const broken = new AppError("unavailable", "E_STORE", "The bucket does not answer");
+  store.beforePart = async (number) => {
+    if (number === 1) throw broken;
+    for (let turn = 0; turn < 50; turn++) await new Promise(setImmediate); // a request that is slow to stop
+  };
+  const appendAll = async (): Promise<void> => {
+    for (let seed = 0; seed < 100; seed++) {
+      const { blob, entry } = testBlob(seed, 64 * KiB);
+      await writer.append(blob, entry);
+    }
+  };
+  await expect(appendAll()).rejects.toBe(broken);
+  await writer.abort();
+  expect(store.events).toEqual([expect.stringMatching(/^abort .*, 0 parts under way$/)]);
+});
+
+test("a pack takes 65,536 blobs, and then another one begins", async () => {
+  const store = new WatchedStore();
+  const repository = memoryRepository({ store, packSize: 16 * MiB, partSize: MiB });
+  const counts: number[] = [];
+  const onPack = ({ directory }: CompletedPack): void => void counts.push(directory.slotCount);
+  const writer = new PackWriter(repository, { partsInFlight: 2, onPack }, new AbortController());
+  const { blob, entry } = testBlob(1, 1, { rawLength: 2 });
+  for (let slot = 0; slot <= SLOTS_MAX; slot++) await writer.append(blob, entry);
+  await writer.finish();
+  expect(counts.toSorted((a, b) => b - a)).toEqual([SLOTS_MAX, 1]);
 });
 
 test("a failed completion drops the upload and is the run's failure", async () => {

@@ -3,6 +3,7 @@ import { crc32 } from "node:zlib";
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { KiB, MiB } from "../../../src/bytes/size.ts";
+import { type Codec, chunkId, openBlob, sealBlob } from "../../../src/chunk/codec.ts";
 import { AppError } from "../../../src/errors.ts";
 import { packKey } from "../../../src/repository/names.ts";
 import {
@@ -18,6 +19,7 @@ import {
 } from "../../../src/repository/pack.ts";
 import { DirectoryBuilder, PackDirectory, directoryDigest } from "../../../src/repository/pack-directory.ts";
 import { PackDirectories } from "../../../src/repository/pack-reader.ts";
+import { PackWriter } from "../../../src/repository/pack-writer.ts";
 import { masterKeySealer } from "../../../src/repository/sealing.ts";
 import { testBlob } from "../../support/blobs.ts";
 import { SEALINGS, TEST_REPOSITORY, memoryRepository } from "../../support/memory-repository.ts";
@@ -28,7 +30,7 @@ interface GoodPack {
   readonly encrypted: boolean;
   readonly hex?: string;
   readonly digest: string;
-  readonly slots: { id: string; stored: string; rawLength: number; codec: number }[];
+  readonly slots: { id: string; stored: string; raw: string; rawLength: number; codec: number }[];
   readonly repeated?: { count: number; length: number };
   readonly sha256?: string;
 }
@@ -66,6 +68,43 @@ test.each(whole)("reads what another program wrote: $name", async ({ hex, encryp
     expect(directory.crc32(slot)).toBe(crc32(stored));
   }
   checkPackHeader(object.subarray(0, 16), encrypted, known.pack);
+});
+
+test.each(whole)("opens the blobs that another program sealed: $name", ({ encrypted, slots }) => {
+  const keys = encrypted ? sealer.chunkKeys : undefined;
+  for (const { id, stored, raw, rawLength, codec } of slots) {
+    const bytes = Buffer.from(stored, "hex");
+    const facts = { id: Buffer.from(id, "hex"), rawLength, codec: codec as Codec, crc32: crc32(bytes) };
+    expect(Buffer.from(openBlob(bytes, facts, keys)).toString("hex")).toBe(raw);
+  }
+});
+
+test("R16: a blob moves to another pack unopened, and opens there, and only for its chunk", async () => {
+  const base = memoryRepository();
+  const repository = { ...base, sealer };
+  const keys = sealer.chunkKeys!;
+  const raw = Buffer.from("some chunk");
+  const id = chunkId(raw, keys);
+  const sealed = sealBlob(raw, id, keys);
+  const facts = { id, rawLength: raw.length, codec: sealed.codec, crc32: sealed.crc32 };
+  let blob: Buffer = sealed.bytes;
+  for (let move = 0; move < 2; move++) {
+    const writer = new PackWriter(
+      repository,
+      { partsInFlight: 2, onPack: () => undefined },
+      new AbortController(),
+    );
+    const { pack, slot } = await writer.append(blob, facts);
+    await writer.finish();
+    const directory = await new PackDirectories(repository, { cacheBytes: MiB }).load(pack, never);
+    blob = Buffer.alloc(directory.storedLength(slot));
+    await base.store.getRange(packKey(pack), directory.offsetOf(slot), blob, never);
+  }
+  expect(Buffer.from(openBlob(blob, facts, keys)).equals(raw)).toBe(true);
+  const other = { ...facts, id: chunkId(Buffer.from("other"), keys) };
+  expect(() => openBlob(blob, other, keys)).toThrow(
+    expect.objectContaining({ kind: "corrupt", code: "E_BLOB_SEAL" }),
+  );
 });
 
 test.each(known.fail)("refuses: $name", async ({ hex, code }) => {

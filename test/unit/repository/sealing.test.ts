@@ -1,12 +1,8 @@
 import { isDeepStrictEqual } from "node:util";
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import {
-  SEAL_OVERHEAD,
-  type SealedType,
-  masterKeySealer,
-  plainSealer,
-} from "../../../src/repository/sealing.ts";
+import { SEAL_OVERHEAD } from "../../../src/chunk/codec.ts";
+import { type SealedType, masterKeySealer, plainSealer } from "../../../src/repository/sealing.ts";
 import { TEST_REPOSITORY } from "../../support/memory-repository.ts";
 import { vectors } from "../../support/vectors.ts";
 
