@@ -20,7 +20,7 @@ const CLEANUP_MS = 15_000;
 /**
  * One backup: lease, begin record, generation, end record.
  *
- * Whatever happens, the lease is given back and the run's end is recorded. Nothing is visible to readers before the
+ * Whatever happens, the lease is given back and the end of what was begun is recorded. Nothing is visible to readers before the
  * manifest, so a run that fails leaves only packs, which the next run finds and uses.
  */
 export async function runBackup(request: BackupRequest, run: AbortController): Promise<BackupReport> {
@@ -40,12 +40,14 @@ export async function runBackup(request: BackupRequest, run: AbortController): P
     const record = { ...common, ...endingOf(failure), endedAt, generation, seconds, requests: store.requests() };
     await endRun(repository, record, cleanup);
   };
+  let begun = false;
   try {
     const parents = await findParents(request, signal);
     const plan = planRequest(request, parents);
     for (const name of request.diskNames) chooseWay(plan, name); // a request that cannot be: before anything is written
     const parent = parentOf(plan)?.generation ?? null;
     const startedAt = now.toISOString();
+    begun = true; // as soon as the record may be there
     await beginRun(
       repository,
       { ...common, purpose: "backup", startedAt, pinned: parent, host: holder.host, writer: request.writer },
@@ -57,7 +59,7 @@ export async function runBackup(request: BackupRequest, run: AbortController): P
     );
     return report;
   } catch (error) {
-    await end(null, error).catch(() => undefined); // the failure itself is what the user must hear
+    if (begun) await end(null, error).catch(() => undefined); // the failure itself is what the user must hear
     throw error;
   } finally {
     await lease.release();

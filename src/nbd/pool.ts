@@ -67,7 +67,9 @@ export class NbdPool {
    */
   async run<T>(signal: AbortSignal, work: (connection: NbdConnection) => Promise<T>): Promise<T> {
     try {
-      return await retry(this.#options.retry, signal, async () => work(await this.#connection(signal)));
+      return await retry(this.#options.retry, signal, async () =>
+        work(this.#leastBusy() ?? (await this.#reconnected(signal))),
+      );
     } catch (error) {
       if (!hasCode(error, "E_NBD_LOST") || signal.aborted) throw error;
       throw new AppError(
@@ -87,18 +89,22 @@ export class NbdPool {
     await Promise.all(this.#live.map((connection) => connection.disconnect()));
   }
 
-  async #connection(signal: AbortSignal): Promise<NbdConnection> {
+  /** Not async: calls made in one turn must see each other's load. @returns undefined when all are lost. */
+  #leastBusy(): NbdConnection | undefined {
     this.#closing.signal.throwIfAborted();
     const before = this.#live.length;
     this.#live = this.#live.filter((connection) => connection.usable);
-    if (this.#live.length > 0 && this.#live.length < before) this.#grow();
-    if (this.#live.length === 0) {
-      this.#reconnecting ??= this.#reconnect().finally(() => (this.#reconnecting = undefined));
-      await unlessAborted(this.#reconnecting, signal);
-    }
     const [first, ...others] = this.#live;
-    if (first === undefined) return this.#connection(signal); // lost again before we looked
-    return others.reduce((best, each) => (each.load < best.load ? each : best), first);
+    if (first !== undefined && this.#live.length < before) this.#grow();
+    return others.reduce((best, each) => (each.load < (best?.load ?? 0) ? each : best), first);
+  }
+
+  async #reconnected(signal: AbortSignal): Promise<NbdConnection> {
+    this.#reconnecting ??= this.#reconnect().finally(() => (this.#reconnecting = undefined));
+    await unlessAborted(this.#reconnecting, signal);
+    const connection = this.#leastBusy();
+    if (connection === undefined) throw lostError(`Connection to ${this.#address.uri} was lost at once`);
+    return connection;
   }
 
   /** One attempt; the callers' own retries bound the number of attempts. */

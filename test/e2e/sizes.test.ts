@@ -7,6 +7,7 @@ import {
   backUpQcow2,
   createQcow2,
   keepTruth,
+  nbdkit,
   qemuImg,
   qemuIo,
   qemuNbd,
@@ -51,17 +52,42 @@ class Life {
   }
 }
 
-describe("sizes that are no multiple of anything", () => {
-  test.each([1, 511, CHUNK - 1, CHUNK + 1, 3 * MiB + 17])("%i bytes", async (size) => {
-    const life = await Life.begin("odd");
-    await makeImage(life.image, { size, seed: size, parts: [{ kind: "random", length: size }] });
-    const full = await life.took(await backUpFile(life.repository, life.image), "raw");
-    expect(full.disks).toMatchObject([{ size }]);
-    expect(full.stats).toMatchObject({ bytesRead: size, bytesStored: size });
-    await patchImage(life.image, [{ offset: size - 1, bytes: Buffer.from([0]) }]);
-    await life.took(await backUpFile(life.repository, life.image), "raw");
-    await life.expectRestored();
-  });
+test("sizes that are no multiple of anything, all in one generation", async () => {
+  const repository = await directoryRepository();
+  const folder = await temporaryFolder();
+  const sizes = [1, 511, CHUNK - 1, CHUNK + 1, 3 * MiB + 17];
+  const images = sizes.map((size) => join(folder, `${size}`));
+  for (const [index, size] of sizes.entries()) {
+    await makeImage(images[index]!, { size, seed: size, parts: [{ kind: "random", length: size }] });
+  }
+  const take = async (): Promise<GenerationJson> => {
+    const disks: string[] = [];
+    for (const [index, size] of sizes.entries()) {
+      const server = await nbdkit(["--readonly", "file", images[index]!]);
+      disks.push("--disk", `d${size}=${server.uri}`);
+    }
+    return await repository.json<GenerationJson>("backup", "--name", "odd", ...disks);
+  };
+  const expectRestored = async (generation: string): Promise<void> => {
+    for (const [index, size] of sizes.entries()) {
+      const target = join(folder, `${generation}-${size}`);
+      await repository.json("restore", generation, "--disk", `d${size}`, "--to", target);
+      expect(await compareFiles(target, images[index]!)).toBeUndefined();
+    }
+  };
+  const full = await take();
+  const total = sizes.reduce((sum, size) => sum + size, 0);
+  expect(full.disks.map(({ name, size }) => [name, size])).toEqual(sizes.map((size) => [`d${size}`, size]));
+  expect(full.stats).toMatchObject({ bytesRead: total, bytesStored: total });
+  await expectRestored(full.generation);
+
+  // the last byte of each; of the disk of one byte, zeros are left
+  for (const [index, size] of sizes.entries()) {
+    await patchImage(images[index]!, [{ offset: size - 1, bytes: Buffer.from([0]) }]);
+  }
+  const changed = await take();
+  expect(changed.stats.bytesZero).toBe(1);
+  await expectRestored(changed.generation);
 });
 
 describe("a disk that grows and shrinks", () => {
@@ -104,10 +130,8 @@ describe("a disk that grows and shrinks", () => {
     await bitmap("c");
     const grown = await take("b", shrunk.generation);
 
-    // both at once, and a write behind the old end; the parent is the generation before the shrink
     await qemuIo("qcow2", life.image, "write -P 7 8384k 64k");
     await take("c", grown.generation);
-    await take("a", first.generation);
     const rescan = await life.took(await backUpQcow2(life.repository, life.image), "qcow2");
     expect(rescan.stats).toMatchObject({ bytesStored: 0, bytesZero: 0, bytesDeduplicated: 0 });
     await life.expectRestored();
@@ -142,14 +166,13 @@ test("64 TiB, almost all of it nothing: few reads, few requests, bounded memory"
 
   const restored = join(folder, "restored.qcow2");
   await repository.json("restore", "web", "--to", `qcow2:${restored}`);
-  const [truth, back] = [join(folder, "truth.map"), join(folder, "restored.map")];
-  expect(truth).not.toBe(back);
-  for (const at of [1 * MiB, 40 * TiB, 50 * TiB, 64 * TiB - 4 * KiB]) {
-    const part = (file: string): Promise<string> =>
-      qemuImg("dd", "-f", "qcow2", "-O", "raw", "bs=4k", `skip=${at / 4096}`, "count=64", `if=${file}`, `of=${truth}`);
-    await part(image);
-    const wanted = await sha256OfFile(truth);
-    await part(restored);
-    expect(await sha256OfFile(truth), `${at}`).toBe(wanted);
+  const piece = async (file: string, offset: number): Promise<string> => {
+    const copy = `${file}.piece`;
+    const where = ["bs=4k", `skip=${offset / (4 * KiB)}`, "count=64"];
+    await qemuImg("dd", "-f", "qcow2", "-O", "raw", ...where, `if=${file}`, `of=${copy}`);
+    return await sha256OfFile(copy);
+  };
+  for (const offset of [MiB, 40 * TiB, 50 * TiB, 64 * TiB - 4 * KiB]) {
+    expect(await piece(restored, offset), `${offset}`).toBe(await piece(image, offset));
   }
 });

@@ -70,6 +70,8 @@ export interface FakeServer {
   readonly options: number[];
   /** Connections accepted so far. */
   readonly connections: number;
+  /** Requests that each connection made, in order of their arrival. */
+  readonly served: readonly number[];
   /** How many ended with DISC. */
   readonly farewells: number;
   /** Breaks all connections; new ones are welcome. */
@@ -82,12 +84,12 @@ export async function startFakeNbdServer(options: FakeOptions): Promise<FakeServ
   const folder = await mkdtemp(join(tmpdir(), "fake-nbd-"));
   const path = join(folder, "nbd.sock");
   const sockets = new Set<Socket>();
-  const seen = { requests: [] as Request[], options: [] as number[], connections: 0, farewells: 0 };
+  const seen: Seen = { requests: [], options: [], served: [], farewells: 0 };
   const server = createServer((socket) => {
-    seen.connections++;
+    const number = seen.served.push(0) - 1;
     sockets.add(socket);
     socket.on("close", () => sockets.delete(socket)).on("error", () => undefined);
-    void serve(new Session(socket), options, seen).catch(() => socket.destroy());
+    void serve(new Session(socket), options, seen, number).catch(() => socket.destroy());
   });
   server.listen(path);
   await once(server, "listening");
@@ -96,8 +98,9 @@ export async function startFakeNbdServer(options: FakeOptions): Promise<FakeServ
     uri: `nbd+unix:///?socket=${encodeURIComponent(path)}`,
     requests: seen.requests,
     options: seen.options,
+    served: seen.served,
     get connections() {
-      return seen.connections;
+      return seen.served.length;
     },
     get farewells() {
       return seen.farewells;
@@ -145,6 +148,7 @@ class Session {
 interface Seen {
   readonly requests: Request[];
   readonly options: number[];
+  readonly served: number[];
   farewells: number;
 }
 
@@ -154,7 +158,7 @@ interface Agreed {
   contexts: string[];
 }
 
-async function serve(session: Session, options: FakeOptions, seen: Seen): Promise<void> {
+async function serve(session: Session, options: FakeOptions, seen: Seen, number: number): Promise<void> {
   const flags = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES;
   if (options.greeting === "silence") return;
   session.socket.write(options.greeting ?? encodeGreeting(flags));
@@ -173,7 +177,7 @@ async function serve(session: Session, options: FakeOptions, seen: Seen): Promis
     if (option === Option.ABORT) return;
     if (option === Option.GO || option === Option.EXPORT_NAME) break;
   }
-  await transmit(session, options, agreed, seen);
+  await transmit(session, options, agreed, seen, number);
 }
 
 function answer(option: number, data: Buffer, options: FakeOptions, agreed: Agreed): Buffer {
@@ -217,13 +221,20 @@ function answer(option: number, data: Buffer, options: FakeOptions, agreed: Agre
   }
 }
 
-async function transmit(session: Session, options: FakeOptions, agreed: Agreed, seen: Seen): Promise<void> {
+async function transmit(
+  session: Session,
+  options: FakeOptions,
+  agreed: Agreed,
+  seen: Seen,
+  connection: number,
+): Promise<void> {
   const disk = options.disk ?? Buffer.alloc(0);
   for (let number = 0; ; number++) {
     const request = agreed.extended
       ? decodeExtendedRequest(await session.read(32))
       : decodeRequest(await session.read(28));
     seen.requests.push(request);
+    seen.served[connection]!++;
     if (request.type === Command.WRITE) (await session.read(request.length)).copy(disk, request.offset);
     if (request.type === Command.WRITE_ZEROES) disk.fill(0, request.offset, request.offset + request.length);
     if (request.type === Command.DISC) {

@@ -247,6 +247,19 @@ test.each(STATUS_LIES)(
   },
 );
 
+test("a block status with one context twice and another once ends the connection", async () => {
+  const one = (): [number, number][] => [[30_000, 0]];
+  const contexts = { "base:allocation": one, "qemu:dirty-bitmap:b": one };
+  const lie: Answer = (_request, _number, to) => {
+    const chunk = (id: number, last: boolean): Buffer =>
+      to.chunk(ChunkType.BLOCK_STATUS, encodeBlockStatus(statusOf(id, [[100, 0]])), last);
+    return Buffer.concat([chunk(7, false), chunk(7, false), chunk(8, true)]);
+  };
+  const source = await open(await fake({ contexts, onRequest: lie }), "b");
+  const attempt = collect(source.extents({ offset: 0, length: 30_000 }, signal));
+  expect(await protocolErrorOf(attempt)).toMatch(/not due/);
+});
+
 test("an extended block status with a wrong count ends the connection", async () => {
   const contexts = { "base:allocation": (): [number, number][] => [[30_000, 0]] };
   const lie: Answer = (_request, _number, to) => {

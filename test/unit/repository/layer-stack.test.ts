@@ -228,6 +228,25 @@ test("zeros stay in a merge above another layer and go in one with the bottom", 
   expect(await mentions(whole[0]!)).toEqual([[0, 2, 1, 0]]);
 });
 
+test("storing merges the small layers on top, and their zeros go on hiding what lies below", async () => {
+  const repository = memoryRepository();
+  const large = Array.from({ length: 3000 }, (_, chunk): PlainRun => [
+    chunk,
+    1,
+    (chunk * 7919) % 30,
+    (chunk * 31) % 4000,
+  ]);
+  let layers: readonly LayerRef[] = await stackOf(repository, { chunks: 3000, runs: large });
+  const expected = contents(large);
+  for (const chunk of [5, 6, 100]) {
+    const writer = layerOf(3000 * CHUNK, CHUNK, [[chunk, 1, "zero"]]);
+    layers = await storeStack(repository, writer, testRef, { size: 3000 * CHUNK, layers }, never);
+    expected[chunk] = "zero";
+    expect(contents(await mapRuns(repository, 3000, layers))).toEqual(expected);
+  }
+  expect(layers.length).toBe(2);
+});
+
 test("a pack that no run names any more leaves the table", async () => {
   const repository = memoryRepository();
   const layers = await stackOf(
@@ -262,19 +281,19 @@ test("a stack that does not belong to the disk is refused", async () => {
 
 test("a merge reads and sends segment by segment", async () => {
   const repository = memoryRepository();
-  const even = Array.from({ length: 70_000 }, (_, index): PlainRun => [
+  const even = Array.from({ length: 35_000 }, (_, index): PlainRun => [
     index * 2,
     1,
     index % 50,
     index % 4000,
   ]);
-  const odd = Array.from({ length: 70_000 }, (_, index): PlainRun => [
+  const odd = Array.from({ length: 35_000 }, (_, index): PlainRun => [
     index * 2 + 1,
     1,
     index % 40,
     index % 3000,
   ]);
-  const layers = await stackOf(repository, { chunks: 140_000, runs: even }, { chunks: 140_000, runs: odd });
+  const layers = await stackOf(repository, { chunks: 70_000, runs: even }, { chunks: 70_000, runs: odd });
   const [merged] = await mergeTop(repository, layers, 2);
   const layer = await openLayer(repository, merged!, never);
   const expected = even.flatMap((run, index) => [run, odd[index]!]);
@@ -289,6 +308,9 @@ test("planMerge keeps the stack short and every layer twice as large as what lie
   expect(planMerge([100, 199])).toBe(2);
   expect(planMerge([100, 199, 597])).toBe(3);
   expect(planMerge([100, 199, 598])).toBe(2);
+  const trebling = Array.from({ length: LAYERS_MAX + 3 }, (_, index) => 3 ** index);
+  expect(planMerge(trebling.slice(0, LAYERS_MAX))).toBe(1);
+  expect(planMerge(trebling)).toBe(4);
   fc.assert(
     fc.property(
       fc.array(fc.integer({ min: 1, max: 1_000_000 }), { minLength: 1, maxLength: 20 }),
