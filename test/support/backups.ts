@@ -61,6 +61,11 @@ export class Backups {
     return new Backups(repository, cacheDir, own);
   }
 
+  /** Of a repository, cache and threads that somebody else ends. */
+  static with(repository: Repository, cacheDir: string, workers: ChunkWorkers): Backups {
+    return new Backups(repository, cacheDir, workers);
+  }
+
   /** A new set for each run, as each process has its own cache of directories. */
   tools(store: ObjectStore = this.repository.store): ReadTools {
     const repository = { ...this.repository, store };

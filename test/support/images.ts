@@ -3,7 +3,7 @@ import { createCipheriv, createHash, hash } from "node:crypto";
 import { once } from "node:events";
 import { type FileHandle, open, readdir, realpath, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { KiB, MiB } from "../../src/bytes/size.ts";
+import { MiB } from "../../src/bytes/size.ts";
 
 /**
  * - `random`  no two blocks alike, nothing to compress
@@ -142,37 +142,34 @@ function* randomBlocks(seed: string): Generator<Uint8Array> {
  * the first.
  */
 async function* programBlocks(seed: string): AsyncGenerator<Uint8Array> {
-  const files = await programFiles();
   const buffer = Buffer.allocUnsafe(STEP);
   for (let pass = 0; ; pass++) {
     yield Buffer.from(`${seed} ${pass}`);
-    for (const path of files) {
-      const file = await open(path);
-      try {
-        for (;;) {
-          const { bytesRead } = await file.read(buffer, 0, STEP, null);
-          if (bytesRead === 0) break;
-          yield buffer.subarray(0, bytesRead);
+    for (const folder of PROGRAM_FOLDERS) {
+      for await (const path of filesBelow(await realpath(folder))) {
+        const file = await open(path);
+        try {
+          for (;;) {
+            const { bytesRead } = await file.read(buffer, 0, STEP, null);
+            if (bytesRead === 0) break;
+            yield buffer.subarray(0, bytesRead);
+          }
+        } finally {
+          await file.close();
         }
-      } finally {
-        await file.close();
       }
     }
   }
 }
 
-/** Regular files of at least 64 KiB, sorted by path. Links are left out: what they lead to comes by itself. */
-async function programFiles(): Promise<string[]> {
-  const files: string[] = [];
-  for (const folder of PROGRAM_FOLDERS) {
-    const root = await realpath(folder);
-    for (const entry of await readdir(root, { recursive: true, withFileTypes: true })) {
-      const path = join(entry.parentPath, entry.name);
-      if (entry.isFile() && (await stat(path)).size >= 64 * KiB) files.push(path);
-    }
+/** Regular files in order of their names, looked for as they are needed. Links are left out: where they lead is met anyway. */
+async function* filesBelow(folder: string): AsyncGenerator<string> {
+  const entries = await readdir(folder, { withFileTypes: true });
+  for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) yield* filesBelow(path);
+    else if (entry.isFile()) yield path;
   }
-  if (files.length === 0) throw new Error(`no programs in ${PROGRAM_FOLDERS.join(", ")}`);
-  return files.sort();
 }
 
 function* textBlocks(seed: string): Generator<Uint8Array> {
