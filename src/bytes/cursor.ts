@@ -37,7 +37,11 @@ export class ByteReader {
   }
 
   u8(): number {
-    return this.bytes(1).readUInt8();
+    // Not through `bytes`: a view for each byte would cost most of the time of reading a layer.
+    const byte = this.#bytes[this.#at];
+    if (byte === undefined) return this.bytes(1)[0]!;
+    this.#at += 1;
+    return byte;
   }
 
   u16(): number {
@@ -104,7 +108,8 @@ export class ByteWriter {
   }
 
   u8(value: number): this {
-    this.#room(1).writeUInt8(value);
+    if (this.#length === this.#bytes.length) this.#grow(this.#length + 1);
+    this.#bytes[this.#length++] = value;
     return this;
   }
 
@@ -140,12 +145,14 @@ export class ByteWriter {
 
   #room(length: number): Buffer {
     const end = this.#length + length;
-    if (end > this.#bytes.length) {
-      const grown = Buffer.allocUnsafe(Math.max(end, this.#bytes.length * 2));
-      this.#bytes.copy(grown, 0, 0, this.#length);
-      this.#bytes = grown;
-    }
+    if (end > this.#bytes.length) this.#grow(end);
     this.#length = end;
     return this.#bytes.subarray(end - length, end);
+  }
+
+  #grow(end: number): void {
+    const grown = Buffer.allocUnsafe(Math.max(end, this.#bytes.length * 2));
+    this.#bytes.copy(grown, 0, 0, this.#length);
+    this.#bytes = grown;
   }
 }
