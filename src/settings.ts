@@ -25,7 +25,10 @@ export function repositorySettings(
     );
   }
   const home = environment["XDG_CACHE_HOME"] ?? join(homedir(), ".cache");
-  return { location, cacheDir: flags.cacheDir ?? environment["BLOCKHAUL_CACHE_DIR"] ?? join(home, "blockhaul") };
+  return {
+    location,
+    cacheDir: flags.cacheDir ?? environment["BLOCKHAUL_CACHE_DIR"] ?? join(home, "blockhaul"),
+  };
 }
 
 /** One disk to back up: its name in the generation and where it is exported. */
@@ -53,7 +56,11 @@ export function sourceSettings(
   nameFlag: string | undefined,
 ): SourceSettings {
   if ((source === undefined) === (diskFlags.length === 0)) {
-    throw new AppError("usage", "E_SOURCE", "Give either one SOURCE (an NBD URI) or --disk NAME=URI, once for each disk");
+    throw new AppError(
+      "usage",
+      "E_SOURCE",
+      "Give either one SOURCE (an NBD URI) or --disk NAME=URI, once for each disk",
+    );
   }
   const disks = source === undefined ? diskFlags.map(parseDiskFlag) : [singleDisk(source)];
   const twice = disks.find((disk, index) => disks.findIndex((other) => other.name === disk.name) !== index);
@@ -61,7 +68,8 @@ export function sourceSettings(
   const exportName = disks.length === 1 ? disks[0]!.address.exportName : "";
   const name = nameFlag ?? exportName;
   if (!NAME.test(name)) {
-    const hint = name === "" ? "the export has no name" : `"${name}" has other characters than A-Z a-z 0-9 . _ -`;
+    const hint =
+      name === "" ? "the export has no name" : `"${name}" has other characters than A-Z a-z 0-9 . _ -`;
     throw new AppError("usage", "E_NO_SOURCE_NAME", `Give the backup a name with --name NAME: ${hint}`);
   }
   return { name, disks };
@@ -82,7 +90,11 @@ function singleDisk(source: string): DiskSettings {
 function parseDiskFlag(flag: string): DiskSettings {
   const [name, uri] = splitOnce(flag);
   if (!NAME.test(name) || uri === undefined || !isNbdUri(uri)) {
-    throw new AppError("usage", "E_SOURCE", `Not NAME=NBD-URI: "${flag}"; for example --disk vda=nbd://127.0.0.1/vda`);
+    throw new AppError(
+      "usage",
+      "E_SOURCE",
+      `Not NAME=NBD-URI: "${flag}"; for example --disk vda=nbd://127.0.0.1/vda`,
+    );
   }
   return { name, address: parseNbdUri(uri) };
 }
@@ -93,7 +105,11 @@ export function parseTags(flags: readonly string[]): Record<string, string> {
   for (const flag of flags) {
     const [key, value] = splitOnce(flag);
     if (!/^[A-Za-z0-9._-]{1,64}$/.test(key) || value === undefined || value.length > 256) {
-      throw new AppError("usage", "E_TAG", `Not KEY=VALUE: "${flag}"; keys are of A-Z a-z 0-9 . _ -, values up to 256 characters`);
+      throw new AppError(
+        "usage",
+        "E_TAG",
+        `Not KEY=VALUE: "${flag}"; keys are of A-Z a-z 0-9 . _ -, values up to 256 characters`,
+      );
     }
     tags[key] = value;
   }

@@ -6,7 +6,10 @@ export type Batch = ChunkRun;
 /**
  * Cuts runs of data chunks into pieces of at most `chunksMax`; zero runs pass whole, since nobody reads them.
  */
-export async function* batches(runs: AsyncIterable<ChunkRun>, chunksMax: number): AsyncGenerator<Batch, void> {
+export async function* batches(
+  runs: AsyncIterable<ChunkRun>,
+  chunksMax: number,
+): AsyncGenerator<Batch, void> {
   for await (const run of runs) {
     if (run.state === "zero") {
       yield run;

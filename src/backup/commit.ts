@@ -27,7 +27,11 @@ export interface RunIdentity {
  *
  * @throws AppError E_LEASE_LOST (locked), E_COMMIT_UNKNOWN (unavailable), and those of the store.
  */
-export async function commit(generation: GenerationRun, planRequest: PlanRequest, copied: Copied): Promise<BackupReport> {
+export async function commit(
+  generation: GenerationRun,
+  planRequest: PlanRequest,
+  copied: Copied,
+): Promise<BackupReport> {
   const { request, identity, open, frozenAt, index, run } = generation;
   const { repository, source } = request;
   const { signal } = run;
@@ -71,7 +75,8 @@ async function storeDisk(
 ): Promise<ManifestDisk> {
   const { repository } = request;
   const packRef = (pack: string): PackRef => needed(refs.get(pack), pack);
-  const parent = plan.parentDisk === undefined ? undefined : { size: plan.parentDisk.size, layers: plan.base };
+  const parent =
+    plan.parentDisk === undefined ? undefined : { size: plan.parentDisk.size, layers: plan.base };
   return {
     name,
     size,
@@ -84,7 +89,8 @@ async function storeDisk(
 }
 
 function needed<T>(ref: T | undefined, pack: string): T {
-  if (ref === undefined) throw new AppError("bug", "E_PACK_OPEN", `Pack ${pack} is named before it is complete`);
+  if (ref === undefined)
+    throw new AppError("bug", "E_PACK_OPEN", `Pack ${pack} is named before it is complete`);
   return ref;
 }
 

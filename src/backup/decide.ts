@@ -138,7 +138,8 @@ export class Decider {
       else if (failed.has(guess)) verdicts.push(this.#fresh(guess.id));
       else {
         const { pack, slot } = guess;
-        if (!this.#mine.refs.has(pack)) this.#mine.refs.set(pack, refOf(await this.#directories.load(pack, signal)));
+        if (!this.#mine.refs.has(pack))
+          this.#mine.refs.set(pack, refOf(await this.#directories.load(pack, signal)));
         verdicts.push({ is: "known", pack, slot });
       }
     }
@@ -151,7 +152,7 @@ export class Decider {
     const runs: ZeroRun[] = [];
     for await (const run of this.#parent.zeroRuns(first, count, signal)) {
       const end = run.first + run.count;
-      for (let at = run.first; at < end; ) {
+      for (let at = run.first; at < end;) {
         const next = Math.min(this.#forced.nextChange(at), end);
         runs.push({ first: at, count: next - at, unchanged: run.zero && !this.#forced.has(at) });
         at = next;

@@ -42,7 +42,7 @@ export class ForcedChunks {
 
   *#cut({ offset, length }: Range): Generator<Extent, void> {
     const end = offset + length;
-    for (let at = offset; at < end; ) {
+    for (let at = offset; at < end;) {
       const chunk = Math.floor(at / this.#chunkSize);
       const next = Math.min(this.nextChange(chunk) * this.#chunkSize, end);
       yield { offset: at, length: next - at, state: this.has(chunk) ? "data" : "unchanged" };

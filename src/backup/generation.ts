@@ -75,7 +75,9 @@ export async function makeGeneration(
     signal,
   );
   let outcome: Outcome = "failed";
-  const index = new IndexWriter(repository, source, { onWritten: (key, packs) => dedup.packsListed(key, packs) });
+  const index = new IndexWriter(repository, source, {
+    onWritten: (key, packs) => dedup.packsListed(key, packs),
+  });
   try {
     const frozenAt = await repository.store.now(signal);
     const generation: GenerationRun = { request, identity, open, frozenAt, dedup, index, run };
@@ -129,7 +131,18 @@ export async function copyDisks(
   );
   const batchChunks = Math.max(1, BATCH_BYTES / chunkSize);
   const slabs = new SlabPool(slabBytes(chunkSize, batchChunks), READS + SEALS + 2);
-  const tools = { chunkSize, batchChunks, reads: READS, seals: SEALS, slabs, workers, packs, dedup, directories, mine };
+  const tools = {
+    chunkSize,
+    batchChunks,
+    reads: READS,
+    seals: SEALS,
+    slabs,
+    workers,
+    packs,
+    dedup,
+    directories,
+    mine,
+  };
   const disks: CopiedPlan[] = [];
   try {
     for (const [name, disk] of open.disks) {
@@ -158,7 +171,11 @@ async function listWhatIsStored(index: IndexWriter, request: BackupRequest): Pro
 function checkDisks(open: PointInTime): void {
   for (const [name, { size }] of open.disks) {
     if (size >= 1 && size <= DISK_SIZE_MAX) continue;
-    throw new AppError("usage", "E_DISK_SIZE", `Disk ${name} has ${size} bytes; 1 byte to 64 TiB can be backed up`);
+    throw new AppError(
+      "usage",
+      "E_DISK_SIZE",
+      `Disk ${name} has ${size} bytes; 1 byte to 64 TiB can be backed up`,
+    );
   }
 }
 

@@ -57,9 +57,17 @@ export function chooseWay(request: PlanRequest, disk: string): DiskWay {
     return full(`disk ${disk} is not in generation ${parent.generation}`);
   }
   if (request.bitmap !== undefined) {
-    return { kind: "incremental", reason: `bitmap ${request.bitmap} since generation ${parent.generation}`, parentDisk };
+    return {
+      kind: "incremental",
+      reason: `bitmap ${request.bitmap} since generation ${parent.generation}`,
+      parentDisk,
+    };
   }
-  return { kind: "rescan", reason: `no dirty bitmap given; compared with generation ${parent.generation}`, parentDisk };
+  return {
+    kind: "rescan",
+    reason: `no dirty bitmap given; compared with generation ${parent.generation}`,
+    parentDisk,
+  };
 }
 
 function full(reason: string): DiskWay {
@@ -75,7 +83,11 @@ function checkRequest(request: PlanRequest): void {
     );
   }
   if (request.parent !== undefined && request.bitmap === undefined) {
-    throw new AppError("usage", "E_PARENT_WITHOUT_BITMAP", "--parent needs --bitmap NAME: without a bitmap the newest generation is compared");
+    throw new AppError(
+      "usage",
+      "E_PARENT_WITHOUT_BITMAP",
+      "--parent needs --bitmap NAME: without a bitmap the newest generation is compared",
+    );
   }
   const chosen = request.parent;
   if (chosen !== undefined && chosen.source !== request.source) {
@@ -86,7 +98,11 @@ function checkRequest(request: PlanRequest): void {
     );
   }
   if (request.full && request.bitmap !== undefined) {
-    throw new AppError("usage", "E_FULL_WITH_BITMAP", "--full reads everything: leave out --bitmap and --parent");
+    throw new AppError(
+      "usage",
+      "E_FULL_WITH_BITMAP",
+      "--full reads everything: leave out --bitmap and --parent",
+    );
   }
 }
 
@@ -113,7 +129,8 @@ export async function planDisk(
   const forced = tail === undefined ? [] : [{ first: tail, count: Infinity }];
   if (map !== undefined) {
     for await (const run of damagedChunks(map, damaged, signal)) {
-      if (run.first < (tail ?? Infinity)) forced.push({ ...run, count: Math.min(run.count, (tail ?? Infinity) - run.first) });
+      if (run.first < (tail ?? Infinity))
+        forced.push({ ...run, count: Math.min(run.count, (tail ?? Infinity) - run.first) });
     }
   }
   return {

@@ -23,7 +23,10 @@ const ROUNDS_MAX = 4;
  *
  * @returns the report of the last generation: the one committed, or its repaired successor.
  */
-export async function repairCondemned(generation: GenerationRun, committed: BackupReport): Promise<BackupReport> {
+export async function repairCondemned(
+  generation: GenerationRun,
+  committed: BackupReport,
+): Promise<BackupReport> {
   const { request, run } = generation;
   const { repository } = request;
   let report = committed;
@@ -31,14 +34,20 @@ export async function repairCondemned(generation: GenerationRun, committed: Back
     const condemned = await readCondemned(repository, run.signal);
     const plans = await repairPlans(generation, report.manifest, condemned);
     if (plans === undefined) return report;
-    request.warn(`A prune condemned objects that generation ${report.manifest.generation} uses; storing them again`);
+    request.warn(
+      `A prune condemned objects that generation ${report.manifest.generation} uses; storing them again`,
+    );
     const repair = { ...generation, open: { ...generation.open, disks: quiet(generation.open.disks) } };
     const copied = await copyDisks(repair, plans, condemned.packs);
     const latest = await latestGeneration(repository, request.source, run.signal);
     const planRequest = { source: request.source, full: false, bitmap: undefined, parent: undefined, latest };
     report = await commit(repair, planRequest, copied);
   }
-  throw new AppError("locked", "E_CONDEMNED", "Prunes condemn what this backup stores, again and again; run it when they are done");
+  throw new AppError(
+    "locked",
+    "E_CONDEMNED",
+    "Prunes condemn what this backup stores, again and again; run it when they are done",
+  );
 }
 
 /** What each disk must store again; undefined when the generation uses nothing that is condemned. */

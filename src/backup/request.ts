@@ -13,7 +13,10 @@ export interface BackupRequest extends ReadTools {
    * Opens the source's point in time. Called once, when the run holds its lease.
    * @param bitmapOf the dirty bitmap a disk is to be opened with, if it goes the incremental way.
    */
-  readonly open: (bitmapOf: (disk: string) => string | undefined, signal: AbortSignal) => Promise<PointInTime>;
+  readonly open: (
+    bitmapOf: (disk: string) => string | undefined,
+    signal: AbortSignal,
+  ) => Promise<PointInTime>;
   readonly full: boolean;
   readonly bitmap: string | undefined;
   /** Which generation the bitmap belongs to, in any form that `resolveGeneration` takes. */

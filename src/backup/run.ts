@@ -37,7 +37,14 @@ export async function runBackup(request: BackupRequest, run: AbortController): P
     const cleanup = AbortSignal.timeout(CLEANUP_MS);
     const endedAt = (await store.now(cleanup)).toISOString();
     const seconds = (performance.now() - startedMs) / 1000;
-    const record = { ...common, ...endingOf(failure), endedAt, generation, seconds, requests: store.requests() };
+    const record = {
+      ...common,
+      ...endingOf(failure),
+      endedAt,
+      generation,
+      seconds,
+      requests: store.requests(),
+    };
     await endRun(repository, record, cleanup);
   };
   let begun = false;

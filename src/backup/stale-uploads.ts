@@ -13,7 +13,11 @@ const LEASE_DEAD_MS = 24 * 3600 * 1000;
  * @param run UUIDv7 of this run, which holds its lease.
  * @returns how many were aborted.
  */
-export async function abortStaleUploads(repository: Repository, run: string, signal: AbortSignal): Promise<number> {
+export async function abortStaleUploads(
+  repository: Repository,
+  run: string,
+  signal: AbortSignal,
+): Promise<number> {
   const { store } = repository;
   const now = (await store.now(signal)).getTime();
   let oldest = uuidTime(run)!;

@@ -7,7 +7,9 @@ import type { Command, Option } from "commander";
 export function completionScript(program: Command, shell: "bash" | "zsh"): string {
   const names = program.commands.map((command) => command.name()).join(" ");
   const cases = program.commands
-    .map((command) => `      ${command.name()}) words="${flags([...command.options, ...program.options])}" ;;`)
+    .map(
+      (command) => `      ${command.name()}) words="${flags([...command.options, ...program.options])}" ;;`,
+    )
     .join("\n");
   const bash = `_blockhaul() {
   local word="\${COMP_WORDS[COMP_CWORD]}" words=""

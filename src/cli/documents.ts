@@ -19,6 +19,7 @@ export function generationDocument(manifest: Manifest): object {
       kind: disk.kind,
       reason: disk.reason,
       layers: disk.layers.length,
+      counts: disk.counts,
     })),
     stats: manifest.stats,
   };

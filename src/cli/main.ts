@@ -53,7 +53,9 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
     demoCommand(),
     completionCommand(),
   ]) {
-    program.addCommand(command.exitOverride().showHelpAfterError(HINT).configureHelp({ showGlobalOptions: true }));
+    program.addCommand(
+      command.exitOverride().showHelpAfterError(HINT).configureHelp({ showGlobalOptions: true }),
+    );
   }
   return program;
 }

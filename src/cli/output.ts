@@ -53,7 +53,9 @@ export class Output {
   }
 
   #line(level: string, message: string, more: object = {}): void {
-    const line = this.json ? JSON.stringify({ level, message, ...more }) : `${level === "info" ? "" : `${level}: `}${message}`;
+    const line = this.json
+      ? JSON.stringify({ level, message, ...more })
+      : `${level === "info" ? "" : `${level}: `}${message}`;
     process.stderr.write(`${line}\n`);
   }
 }

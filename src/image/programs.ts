@@ -10,13 +10,26 @@ const OUTPUT_MAX = 64 * 1024;
  *
  * @throws AppError E_PROGRAM_MISSING (usage: says what to install), E_PROGRAM (source: its own last words).
  */
-export async function runProgram(program: string, args: readonly string[], signal: AbortSignal): Promise<string> {
+export async function runProgram(
+  program: string,
+  args: readonly string[],
+  signal: AbortSignal,
+): Promise<string> {
   return await new Promise((resolve, reject) => {
     execFile(program, args, { signal, maxBuffer: OUTPUT_MAX }, (error, stdout, stderr) => {
       if (error === null) resolve(stdout);
       else if (signal.aborted) reject(signal.reason);
       else if (systemCode(error) === "ENOENT") reject(missing(program, error));
-      else reject(new AppError("source", "E_PROGRAM", `${program} failed: ${lastLine(stderr) || messageOf(error)}`, {}, error));
+      else
+        reject(
+          new AppError(
+            "source",
+            "E_PROGRAM",
+            `${program} failed: ${lastLine(stderr) || messageOf(error)}`,
+            {},
+            error,
+          ),
+        );
     });
   });
 }
@@ -35,9 +48,7 @@ export function startProgram(program: string, args: readonly string[]): RunningP
   let words = "";
   child.stderr.setEncoding("utf8").on("data", (text: string) => (words = (words + text).slice(-OUTPUT_MAX)));
   const died = new Promise<never>((_, reject) => {
-    child.on("error", (error) =>
-      reject(systemCode(error) === "ENOENT" ? missing(program, error) : error),
-    );
+    child.on("error", (error) => reject(systemCode(error) === "ENOENT" ? missing(program, error) : error));
     child.on("exit", (code, end) =>
       reject(new AppError("source", "E_PROGRAM", `${program} ended (${end ?? code}): ${lastLine(words)}`)),
     );

@@ -50,11 +50,29 @@ export async function createQcow2(
   };
   try {
     // qcow2 holds whole sectors only
-    await runProgram("qemu-img", ["create", "-q", "-f", "qcow2", partial, String(Math.ceil(size / 512) * 512)], signal);
+    await runProgram(
+      "qemu-img",
+      ["create", "-q", "-f", "qcow2", partial, String(Math.ceil(size / 512) * 512)],
+      signal,
+    );
     const socket = join(folder, "nbd.sock");
-    server = startProgram("qemu-nbd", ["-f", "qcow2", "-k", socket, "-x", "disk", "-t", "--discard=unmap", partial]);
+    server = startProgram("qemu-nbd", [
+      "-f",
+      "qcow2",
+      "-k",
+      socket,
+      "-x",
+      "disk",
+      "-t",
+      "--discard=unmap",
+      partial,
+    ]);
     await Promise.race([waitForSocket(socket, signal), server.died]);
-    disk = await openNbdTarget(parseNbdUri(`nbd+unix:///disk?socket=${encodeURIComponent(socket)}`), {}, signal);
+    disk = await openNbdTarget(
+      parseNbdUri(`nbd+unix:///disk?socket=${encodeURIComponent(socket)}`),
+      {},
+      signal,
+    );
   } catch (error) {
     await close();
     throw error;
@@ -102,7 +120,13 @@ async function publish(partial: string, path: string): Promise<void> {
 }
 
 function targetExists(path: string, cause?: unknown): AppError {
-  return new AppError("usage", "E_TARGET_EXISTS", `${path} exists already; give --force to replace it`, { path }, cause);
+  return new AppError(
+    "usage",
+    "E_TARGET_EXISTS",
+    `${path} exists already; give --force to replace it`,
+    { path },
+    cause,
+  );
 }
 
 async function waitForSocket(socket: string, signal: AbortSignal): Promise<void> {

@@ -26,7 +26,10 @@ export async function* diffDisks(
   const maps = await Promise.all([before, after].map((disk) => DiskMap.open(tools.repository, disk, signal)));
   let start = -1;
   let end = -1;
-  for await (const [first, count, a, b] of lockstep(maps[0]!.runs(0, chunks, signal), maps[1]!.runs(0, chunks, signal))) {
+  for await (const [first, count, a, b] of lockstep(
+    maps[0]!.runs(0, chunks, signal),
+    maps[1]!.runs(0, chunks, signal),
+  )) {
     for (let index = 0; index < count; index++) {
       if (await sameChunk(a, b, index, tools, signal)) {
         if (a === "zero" && b === "zero") break; // the whole run is
@@ -45,7 +48,13 @@ export async function* diffDisks(
 
 type Where = MapRun["where"];
 
-async function sameChunk(a: Where, b: Where, index: number, tools: ReadTools, signal: AbortSignal): Promise<boolean> {
+async function sameChunk(
+  a: Where,
+  b: Where,
+  index: number,
+  tools: ReadTools,
+  signal: AbortSignal,
+): Promise<boolean> {
   if (a === "zero" || b === "zero") return a === b;
   const [slotA, slotB] = [a.slot + index, b.slot + index];
   if (a.packRef.pack === b.packRef.pack && slotA === slotB) return true;
@@ -62,7 +71,7 @@ async function* lockstep(
   const others = b[Symbol.asyncIterator]();
   let other: MapRun | undefined;
   for await (const run of a) {
-    for (let at = run.first; at < run.first + run.count; ) {
+    for (let at = run.first; at < run.first + run.count;) {
       while (other === undefined || other.first + other.count <= at) {
         const next = await others.next();
         if (next.done === true) return;

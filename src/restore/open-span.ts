@@ -34,7 +34,11 @@ export async function openSpan(
       });
       return {
         slab: to,
-        blobs: span.blobs.map((blob, index) => ({ ...blob, at: blobs[index]!.into, length: blobs[index]!.rawLength })),
+        blobs: span.blobs.map((blob, index) => ({
+          ...blob,
+          at: blobs[index]!.into,
+          length: blobs[index]!.rawLength,
+        })),
       };
     } catch (error) {
       to.release();

@@ -36,7 +36,15 @@ export async function withPin<T>(
     const cleanup = AbortSignal.timeout(CLEANUP_MS);
     const endedAt = (await store.now(cleanup)).toISOString();
     const seconds = (performance.now() - startedMs) / 1000;
-    const record = { format: 1, repository: config.repository, source, run, endedAt, generation: null, seconds } as const;
+    const record = {
+      format: 1,
+      repository: config.repository,
+      source,
+      run,
+      endedAt,
+      generation: null,
+      seconds,
+    } as const;
     await endRun(repository, { ...record, ...endingOf(failure), requests: store.requests() }, cleanup);
   };
   const result = await work().catch(async (error: unknown) => {
@@ -61,7 +69,12 @@ async function begin(
     const now = await store.now(signal);
     run = uuidv7(now.getTime());
     const common = { format: 1, repository: config.repository, source, run, host, writer } as const;
-    const record = { ...common, startedAt: now.toISOString(), purpose: "restore", pinned: generation } as const;
+    const record = {
+      ...common,
+      startedAt: now.toISOString(),
+      purpose: "restore",
+      pinned: generation,
+    } as const;
     await beginRun(repository, record, signal);
   } catch (error) {
     if (!(error instanceof AppError) || (error.kind !== "credentials" && error.kind !== "full")) throw error;

@@ -52,7 +52,8 @@ async function planWindow(
     const { packRef, slot } = run.where;
     let part = byPack.get(packRef.pack);
     if (part === undefined) byPack.set(packRef.pack, (part = { packRef, pairs: [] }));
-    for (let index = 0; index < run.count; index++) part.pairs.push({ slot: slot + index, chunk: run.first + index });
+    for (let index = 0; index < run.count; index++)
+      part.pairs.push({ slot: slot + index, chunk: run.first + index });
   }
   const packs = [...byPack.values()].map(({ packRef, pairs }) => {
     pairs.sort((a, b) => a.slot - b.slot || a.chunk - b.chunk);

@@ -75,9 +75,14 @@ function assertChunkLengths(span: Span, size: number, chunkSize: number): void {
     const rawLength = span.directory.rawLength(slot);
     for (const chunk of chunks) {
       if (rawLength === Math.min(chunkSize, size - chunk * chunkSize)) continue;
-      throw new AppError("corrupt", "E_CHUNK_LENGTH", `Slot ${slot} of pack ${span.pack} does not fit chunk ${chunk}`, {
-        rawLength,
-      });
+      throw new AppError(
+        "corrupt",
+        "E_CHUNK_LENGTH",
+        `Slot ${slot} of pack ${span.pack} does not fit chunk ${chunk}`,
+        {
+          rawLength,
+        },
+      );
     }
   }
 }

@@ -40,7 +40,11 @@ export function* spans(part: PackPart, directory: PackDirectory, limits: SpanLim
   let raw = 0;
   for (const wanted of wantedBlobs(part)) {
     if (wanted.slot >= directory.slotCount) {
-      throw new AppError("corrupt", "E_SLOT", `Pack ${pack} has no slot ${wanted.slot}, which a layer points at`);
+      throw new AppError(
+        "corrupt",
+        "E_SLOT",
+        `Pack ${pack} has no slot ${wanted.slot}, which a layer points at`,
+      );
     }
     const offset = directory.offsetOf(wanted.slot);
     const next = offset + directory.storedLength(wanted.slot);

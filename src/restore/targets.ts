@@ -33,9 +33,15 @@ export async function openTarget(
   if (isNbdUri(text)) return await openNbd(text, size, signal);
   const device = await isBlockDevice(text);
   if (device && !options.force) {
-    throw new AppError("usage", "E_TARGET_FORCE", `${text} is a device: all it holds will be lost; give --force if you mean it`);
+    throw new AppError(
+      "usage",
+      "E_TARGET_FORCE",
+      `${text} is a device: all it holds will be lost; give --force if you mean it`,
+    );
   }
-  const disk = await (device ? openExistingTarget(text, size, signal) : createRawFile(text, size, options, signal));
+  const disk = await (device
+    ? openExistingTarget(text, size, signal)
+    : createRawFile(text, size, options, signal));
   return { disk, finish: (end) => disk.commit(end), close: () => disk.close() };
 }
 

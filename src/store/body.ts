@@ -1,4 +1,20 @@
-import { once } from "node:events";
+/**
+ * What `work` gives, or the signal's reason as soon as it is aborted, for work that cannot be stopped itself; it is
+ * then left to end alone.
+ */
+export async function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  let onAbort = (): void => {};
+  const aborted = new Promise<never>((_, reject) => {
+    onAbort = () => reject(signal.reason);
+    if (signal.aborted) onAbort();
+    else signal.addEventListener("abort", onAbort, { once: true });
+  });
+  try {
+    return await Promise.race([work, aborted]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+}
 
 /**
  * The items of `source`; an abort ends it at once with the signal's reason, also while it waits for a source that
@@ -6,17 +22,11 @@ import { once } from "node:events";
  */
 export async function* untilAborted<T>(source: AsyncIterable<T>, signal: AbortSignal): AsyncGenerator<T> {
   const iterator = source[Symbol.asyncIterator]();
-  const stop = new AbortController();
-  const aborted = once(signal, "abort", { signal: stop.signal }).then(
-    () => "aborted" as const,
-    () => "stopped" as const,
-  );
   let finished = false;
   try {
     while (true) {
       signal.throwIfAborted();
-      const next = await Promise.race([iterator.next(), aborted]);
-      if (typeof next === "string") throw signal.reason;
+      const next = await orAborted(iterator.next(), signal);
       if (next.done === true) {
         finished = true;
         return;
@@ -24,7 +34,6 @@ export async function* untilAborted<T>(source: AsyncIterable<T>, signal: AbortSi
       yield next.value;
     }
   } finally {
-    stop.abort();
     // not waited for: a source that hangs would never answer
     if (!finished) void Promise.resolve(iterator.return?.()).catch(() => {});
   }

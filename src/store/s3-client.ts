@@ -21,6 +21,10 @@ export interface S3ClientOptions {
   readonly idleTimeoutMs?: number;
 }
 
+const nothing = (): void => {};
+/** The handler would write its advice about busy sockets to the console; waiting for one is what we mean. */
+const SILENT = { trace: nothing, debug: nothing, info: nothing, warn: nothing, error: nothing };
+
 /** What a client tells of each attempt. */
 export interface Witness {
   sent(operation: string): void;
@@ -80,6 +84,7 @@ export async function createS3Client(
       httpsAgent: new https.Agent({ keepAlive: true, maxSockets: SOCKETS_MAX }),
       connectionTimeout: options.connectTimeoutMs ?? 5000,
       socketTimeout: options.idleTimeoutMs ?? 60_000,
+      logger: SILENT,
     }),
   };
   let client = new S3Client(config);

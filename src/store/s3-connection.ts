@@ -8,6 +8,7 @@ import {
 } from "@aws-sdk/client-s3";
 import { AppError } from "../errors.ts";
 import { DEFAULT_RETRY, pause, retry, type RetryPolicy } from "../flow/retry.ts";
+import { orAborted } from "./body.ts";
 import type { S3Location } from "./location.ts";
 import { createS3Client, type Answer, type S3ClientOptions } from "./s3-client.ts";
 import { retryAfterMs, s3Error } from "./s3-errors.ts";
@@ -78,7 +79,9 @@ export class S3Connection {
   ): Promise<Out> {
     signal.throwIfAborted();
     try {
-      return await (await this.#client).send(command, { abortSignal: signal });
+      const client = await orAborted(this.#client, signal);
+      // the SDK stops a request, but not its search for credentials before it
+      return await orAborted(client.send(command, { abortSignal: signal }), signal);
     } catch (error) {
       signal.throwIfAborted();
       const failure = this.failure(error, operationOf(command), key);

@@ -96,8 +96,8 @@ export class S3Creator {
   }
 
   /**
-   * lib-storage's `Upload`, with our own sending under it: it has no abort for requests under way, and goes on with
-   * the rest of the stream after a part has failed.
+   * lib-storage's `Upload`, with our own sending under it: by itself it neither aborts requests under way, nor notices
+   * that a part has failed while it waits for the stream.
    */
   async #upload(key: string, source: Source, signal: AbortSignal): Promise<void> {
     const stop = new AbortController();

@@ -117,6 +117,10 @@ export interface ObjectStore {
   /** Deletes objects; those not there are no error. */
   delete(keys: readonly string[], signal: AbortSignal): Promise<void>;
 
+  /**
+   * Uploads whose key starts with `prefix`, in the order of keys. MinIO tells of an upload only when `prefix` is its
+   * whole key; it removes forgotten ones by itself after a day.
+   */
   listUploads(prefix: string, signal: AbortSignal): AsyncIterable<PendingUpload>;
 
   abortUpload(upload: PendingUpload, signal: AbortSignal): Promise<void>;

@@ -96,7 +96,8 @@ async function noting(
     await check();
   } catch (error) {
     signal.throwIfAborted();
-    if (!(error instanceof AppError) || (error.kind !== "corrupt" && error.code !== "E_NO_OBJECT")) throw error;
+    if (!(error instanceof AppError) || (error.kind !== "corrupt" && error.code !== "E_NO_OBJECT"))
+      throw error;
     problems.push({ message: error.message, code: error.code, generations });
   }
 }
@@ -124,7 +125,11 @@ async function verifyMap(
         const at = slot + index;
         const chunk = run.first + index;
         if (at >= packRef.slotCount || directory.rawLength(at) !== chunkLength(chunk, size, chunkSize)) {
-          throw new AppError("corrupt", "E_SLOT", `Chunk ${chunk} of disk ${disk.name} points at slot ${at} of pack ${packRef.pack}, which does not fit`);
+          throw new AppError(
+            "corrupt",
+            "E_SLOT",
+            `Chunk ${chunk} of disk ${disk.name} points at slot ${at} of pack ${packRef.pack}, which does not fit`,
+          );
         }
         pack.slots[at >> 3]! |= 1 << (at & 7);
       }
@@ -143,7 +148,11 @@ function usedPack(used: Map<string, UsedPack>, packRef: PackRef, generation: str
   return pack;
 }
 
-async function spansOf(pack: UsedPack, tools: ReadTools, signal: AbortSignal): Promise<ReturnType<typeof spanList>> {
+async function spansOf(
+  pack: UsedPack,
+  tools: ReadTools,
+  signal: AbortSignal,
+): Promise<ReturnType<typeof spanList>> {
   return spanList(pack, await tools.directories.get(pack.packRef, signal));
 }
 

@@ -38,6 +38,7 @@ export async function runCli(args: readonly string[], options: CliOptions = {}):
 /** Runs it with `--json`, expects success, and returns the document. */
 export async function runJson<T>(args: readonly string[], options: CliOptions = {}): Promise<T> {
   const result = await runCli([...args, "--json"], options);
-  if (result.code !== 0) throw new Error(`blockhaul ${args.join(" ")} exited with ${result.code}: ${result.stderr}`);
+  if (result.code !== 0)
+    throw new Error(`blockhaul ${args.join(" ")} exited with ${result.code}: ${result.stderr}`);
   return JSON.parse(result.stdout) as T;
 }

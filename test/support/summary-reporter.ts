@@ -9,11 +9,14 @@ export class SummaryReporter implements Reporter {
     const counts = { passed: 0, failed: 0, skipped: 0, pending: 0 };
     for (const module of modules) {
       for (const test of module.children.allTests()) counts[test.result().state]++;
-      if (module.state() === "failed" && [...module.children.allTests("failed")].length === 0) counts.failed++;
+      if (module.state() === "failed" && [...module.children.allTests("failed")].length === 0)
+        counts.failed++;
     }
     const skipped = counts.skipped + counts.pending;
     if (process.env["CI"] !== undefined && skipped > 0) process.exitCode = 1;
     // After the default reporter's own last words.
-    process.on("exit", () => console.log(`tests: ${counts.passed} passed, ${counts.failed} failed, ${skipped} skipped`));
+    process.on("exit", () =>
+      console.log(`tests: ${counts.passed} passed, ${counts.failed} failed, ${skipped} skipped`),
+    );
   }
 }

@@ -42,7 +42,11 @@ is stored (a rescan). The first generation of a name is a full. With --bitmap on
     .option("--parent <GENERATION>", "the generation that the bitmap belongs to")
     .option("--tag <KEY=VALUE>", "a label kept with the generation; repeat for several", collect, [])
     .option("--connections <N>", "NBD connections a disk (default 4, where the server allows several)")
-    .option("--dedup <SCOPE>", "look for known chunks in the whole repository, in this source, or off", "repository")
+    .option(
+      "--dedup <SCOPE>",
+      "look for known chunks in the whole repository, in this source, or off",
+      "repository",
+    )
     .option("--dry-run", "say what would be done; write nothing")
     .addHelpText(
       "after",
@@ -103,7 +107,11 @@ function progressState({ disk, position, size, stats }: BackupProgress): Progres
 
 function checkScope(scope: string): Flags["dedup"] {
   if (scope === "repository" || scope === "source" || scope === "off") return scope;
-  throw new AppError("usage", "E_DEDUP_SCOPE", `Not a dedup scope: "${scope}"; use repository, source or off`);
+  throw new AppError(
+    "usage",
+    "E_DEDUP_SCOPE",
+    `Not a dedup scope: "${scope}"; use repository, source or off`,
+  );
 }
 
 function parseConnections(text: string | undefined): number | undefined {
@@ -114,7 +122,9 @@ function parseConnections(text: string | undefined): number | undefined {
 }
 
 function dryText(disks: readonly DryRun[]): string {
-  return disks.map(({ name, kind, reason, size }) => `${name}: ${kind} (${reason}), ${formatSize(size)}`).join("\n");
+  return disks
+    .map(({ name, kind, reason, size }) => `${name}: ${kind} (${reason}), ${formatSize(size)}`)
+    .join("\n");
 }
 
 function text(report: BackupReport, location: string): string {

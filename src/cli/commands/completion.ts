@@ -7,7 +7,10 @@ export function completionCommand(): Command {
   return new Command("completion")
     .summary("print a completion script for bash or zsh")
     .argument("<shell>", "bash or zsh")
-    .addHelpText("after", "\nExamples:\n  source <(blockhaul completion bash)\n  source <(blockhaul completion zsh)")
+    .addHelpText(
+      "after",
+      "\nExamples:\n  source <(blockhaul completion bash)\n  source <(blockhaul completion zsh)",
+    )
     .action(
       action((_cli, command) => {
         const shell = command.args[0];

@@ -34,7 +34,8 @@ export function diffCommand(): Command {
           ];
           const disk = pickDisk(after.disks, flags.disk, after.generation);
           const old = pickDisk(before.disks, disk.name, before.generation);
-          if (old.chunkSize !== disk.chunkSize) throw new AppError("bug", "E_CHUNK_SIZE", "Chunk sizes differ");
+          if (old.chunkSize !== disk.chunkSize)
+            throw new AppError("bug", "E_CHUNK_SIZE", "Chunk sizes differ");
           const ranges: Range[] = [];
           let count = 0;
           let bytes = 0;
@@ -43,10 +44,24 @@ export function diffCommand(): Command {
             bytes += range.length;
             if (ranges.length < RANGES_MAX) ranges.push(range);
           }
-          const document = { before: before.generation, after: after.generation, disk: disk.name, bytes, count, ranges };
+          const document = {
+            before: before.generation,
+            after: after.generation,
+            disk: disk.name,
+            bytes,
+            count,
+            ranges,
+          };
           cli.output.result(document, () =>
             [
-              ...(count === 0 ? [] : [table(["OFFSET", "LENGTH"], ranges.map((range) => [String(range.offset), formatSize(range.length)]))]),
+              ...(count === 0
+                ? []
+                : [
+                    table(
+                      ["OFFSET", "LENGTH"],
+                      ranges.map((range) => [String(range.offset), formatSize(range.length)]),
+                    ),
+                  ]),
               ...(count > ranges.length ? [`… and ${count - ranges.length} more ranges`] : []),
               `${formatSize(bytes)} of ${disk.name} differ, in ${count} ranges`,
             ].join("\n"),

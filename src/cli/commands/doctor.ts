@@ -17,7 +17,9 @@ interface Finding {
 export function doctorCommand(): Command {
   return new Command("doctor")
     .summary("check this machine, the repository and an export")
-    .description("Looks at what a backup needs, changes nothing, and says what is wrong and what to do about it.")
+    .description(
+      "Looks at what a backup needs, changes nothing, and says what is wrong and what to do about it.",
+    )
     .argument("[source]", "an NBD URI to look at as well")
     .addHelpText("after", "\nExample:\n  blockhaul doctor -r s3://my-bucket/vms nbd://127.0.0.1/vda")
     .action(

@@ -14,7 +14,10 @@ export function initCommand(): Command {
   return new Command("init")
     .summary("create a repository")
     .description("Creates a repository under an empty prefix of a bucket, or in an empty or new directory.")
-    .option("--chunk-size <SIZE>", "unit of deduplication: a power of two from 64KiB to 4MiB (default 256KiB)")
+    .option(
+      "--chunk-size <SIZE>",
+      "unit of deduplication: a power of two from 64KiB to 4MiB (default 256KiB)",
+    )
     .addHelpText(
       "after",
       `
@@ -32,7 +35,8 @@ Examples:
           const { config } = await createRepository(store, sizes, cli.run.signal);
           cli.output.result(
             { repository: config.repository, location: store.location, chunkSize: config.chunkSize },
-            () => `Created repository ${config.repository} in ${store.location} (chunks of ${formatSize(config.chunkSize)})`,
+            () =>
+              `Created repository ${config.repository} in ${store.location} (chunks of ${formatSize(config.chunkSize)})`,
           );
         } finally {
           store.close();

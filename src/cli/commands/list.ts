@@ -21,7 +21,8 @@ export function listCommand(): Command {
       action(async (cli, command) => {
         const flags = command.optsWithGlobals<Flags>();
         await withRepository(flags, cli, async (repository) => {
-          const manifests = await loadGenerations(repository, flags.source, cli.run.signal);
+          const loaded = await loadGenerations(repository, flags.source, cli.run.signal);
+          const manifests = loaded.toSorted((a, b) => Date.parse(a.committedAt) - Date.parse(b.committedAt));
           cli.output.result({ generations: manifests.map(generationDocument) }, () => {
             if (manifests.length === 0) return "No generations yet";
             return table(

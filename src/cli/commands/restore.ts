@@ -26,7 +26,10 @@ file under TARGET's name.
 
 TARGET: a path (a new sparse raw file), a block device, qcow2:PATH, or an NBD URI.`,
     )
-    .argument("<generation>", "an id, a unique prefix of one, latest, NAME, NAME@latest, or NAME@2026-11-22T03:00Z")
+    .argument(
+      "<generation>",
+      "an id, a unique prefix of one, latest, NAME, NAME@latest, or NAME@2026-11-22T03:00Z",
+    )
     .requiredOption("--to <TARGET>", "where to")
     .option("--disk <NAME>", "which disk, when the generation has several")
     .option("--force", "overwrite a file that exists; needed for block devices too")
@@ -50,7 +53,9 @@ Examples:
             writer: `blockhaul ${packageVersion()}`,
             unpinned: (message: string) => cli.output.info(message),
           };
-          await withPin(session.repository, manifest, pin, signal, () => restoreTo(flags, manifest, disk, session, cli));
+          await withPin(session.repository, manifest, pin, signal, () =>
+            restoreTo(flags, manifest, disk, session, cli),
+          );
         });
       }),
     );
@@ -68,7 +73,12 @@ async function restoreTo(
   const progress = new Progress(output);
   try {
     const stats = await restoreDisk(disk, target.disk, session, run, (now) =>
-      progress.update({ label: disk.name, done: now.bytesWritten + now.bytesZero, total: disk.size, note: "" }),
+      progress.update({
+        label: disk.name,
+        done: now.bytesWritten + now.bytesZero,
+        total: disk.size,
+        note: "",
+      }),
     );
     await target.finish(run.signal);
     progress.end();
@@ -94,13 +104,25 @@ async function restoreTo(
 }
 
 /** @throws AppError E_WHICH_DISK (usage), E_NO_DISK (notFound). */
-export function pickDisk(disks: readonly ManifestDisk[], name: string | undefined, generation: string): ManifestDisk {
+export function pickDisk(
+  disks: readonly ManifestDisk[],
+  name: string | undefined,
+  generation: string,
+): ManifestDisk {
   const names = disks.map((disk) => disk.name).join(", ");
   if (name === undefined) {
     if (disks.length === 1) return disks[0]!;
-    throw new AppError("usage", "E_WHICH_DISK", `Generation ${generation} has several disks; choose with --disk: ${names}`);
+    throw new AppError(
+      "usage",
+      "E_WHICH_DISK",
+      `Generation ${generation} has several disks; choose with --disk: ${names}`,
+    );
   }
   const disk = disks.find((candidate) => candidate.name === name);
   if (disk !== undefined) return disk;
-  throw new AppError("notFound", "E_NO_DISK", `Generation ${generation} has no disk ${name}; it has: ${names}`);
+  throw new AppError(
+    "notFound",
+    "E_NO_DISK",
+    `Generation ${generation} has no disk ${name}; it has: ${names}`,
+  );
 }

@@ -9,7 +9,10 @@ import { withRepository, type RepositoryFlags } from "../session.ts";
 export function showCommand(): Command {
   return new Command("show")
     .summary("show one generation")
-    .argument("<generation>", "an id, a unique prefix of one, latest, NAME, NAME@latest, or NAME@2026-11-22T03:00Z")
+    .argument(
+      "<generation>",
+      "an id, a unique prefix of one, latest, NAME, NAME@latest, or NAME@2026-11-22T03:00Z",
+    )
     .addHelpText("after", "\nExample:\n  blockhaul show -r s3://my-bucket/vms web@latest")
     .action(
       action(async (cli, command) => {

@@ -38,7 +38,9 @@ Examples:
           const wanted =
             command.args.length === 0
               ? await loadGenerations(session.repository, undefined, signal)
-              : await Promise.all(command.args.map((name) => resolveGeneration(session.repository, name, signal)));
+              : await Promise.all(
+                  command.args.map((name) => resolveGeneration(session.repository, name, signal)),
+                );
           const progress = new Progress(cli.output);
           const report = await verify(wanted, percent, session, cli.run, (done, total) =>
             progress.update({ label: "packs", done, total, note: "" }),
@@ -61,12 +63,20 @@ function parsePercent(flag: string | true | undefined): number {
 
 function describe(report: VerifyReport): string {
   const head = `${report.generations} generations, ${report.packs} packs, ${report.chunks} chunks in use`;
-  const read = report.chunksRead > 0 ? `; ${report.chunksRead} chunks read (${formatSize(report.bytesRead)})` : "";
-  const lines = report.problems.map((problem) => `${problem.message} (needed by ${problem.generations.join(", ")})`);
+  const read =
+    report.chunksRead > 0 ? `; ${report.chunksRead} chunks read (${formatSize(report.bytesRead)})` : "";
+  const lines = report.problems.map(
+    (problem) => `${problem.message} (needed by ${problem.generations.join(", ")})`,
+  );
   return [head + read, ...(lines.length === 0 ? ["No problems found"] : lines)].join("\n");
 }
 
 function damage(report: VerifyReport, location: string): AppError {
   const count = report.problems.length;
-  return new AppError("corrupt", "E_VERIFY", `${location}: ${count} ${count === 1 ? "problem" : "problems"} found`, { count });
+  return new AppError(
+    "corrupt",
+    "E_VERIFY",
+    `${location}: ${count} ${count === 1 ? "problem" : "problems"} found`,
+    { count },
+  );
 }

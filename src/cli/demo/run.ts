@@ -71,7 +71,9 @@ async function tellStory({ folder, image, disk, uri, session }: Stage, cli: CliC
   const before = await digestOf(image);
 
   const written = await changeBlocks(disk, signal);
-  output.info(`2. The guest writes ${formatSize(written)} in ${CHANGES} places; the dirty bitmap notes where`);
+  output.info(
+    `2. The guest writes ${formatSize(written)} in ${CHANGES} places; the dirty bitmap notes where`,
+  );
   const second = await backUp(session, uri, first.manifest.generation, cli);
   output.info(`3. Incremental backup by the bitmap: ${describe(second)}`);
   const after = await digestOf(image);
@@ -87,15 +89,19 @@ async function tellStory({ folder, image, disk, uri, session }: Stage, cli: CliC
     if ((await digestOf(path)) !== wanted) {
       throw new AppError("bug", "E_DEMO", `The restored ${path} is not what was backed up`);
     }
-    output.info(`4. Restored the ${report.manifest.kind} at ${formatSize(Math.round(rate))}/s: equal, byte for byte`);
+    output.info(
+      `4. Restored the ${report.manifest.kind} at ${formatSize(Math.round(rate))}/s: equal, byte for byte`,
+    );
   }
   const stats = await repositoryStats(session.repository, signal);
   const stored = stats.packs.bytes + stats.layers.bytes + stats.index.bytes + stats.manifests.bytes;
-  output.result({ first: first.stats, second: second.stats, logicalBytes: stats.logicalBytes, storedBytes: stored }, () =>
-    [
-      `2 generations, ${formatSize(stats.logicalBytes)} if each were copied, stored in ${formatSize(stored)}:`,
-      `${(stats.logicalBytes / stored).toFixed(1)} times less, in ${stats.packs.count} packs.`,
-    ].join(" "),
+  output.result(
+    { first: first.stats, second: second.stats, logicalBytes: stats.logicalBytes, storedBytes: stored },
+    () =>
+      [
+        `2 generations, ${formatSize(stats.logicalBytes)} if each were copied, stored in ${formatSize(stored)}:`,
+        `${(stats.logicalBytes / stored).toFixed(1)} times less, in ${stats.packs.count} packs.`,
+      ].join(" "),
   );
 }
 
@@ -110,7 +116,11 @@ async function backUp(
     source: "demo",
     diskNames: ["disk"],
     open: (bitmapOf, signal) =>
-      openNbdExports([{ name: "disk", address: parseNbdUri(uri), bitmap: bitmapOf("disk") }], undefined, signal),
+      openNbdExports(
+        [{ name: "disk", address: parseNbdUri(uri), bitmap: bitmapOf("disk") }],
+        undefined,
+        signal,
+      ),
     full: false,
     bitmap: parent === undefined ? undefined : BITMAP,
     parent,
@@ -135,7 +145,12 @@ async function changeBlocks(disk: ServedRawFile, signal: AbortSignal): Promise<n
   return (CHANGES - 1) * bytes.length + MiB;
 }
 
-async function restore(report: BackupReport, path: string, session: Session, { run }: CliContext): Promise<void> {
+async function restore(
+  report: BackupReport,
+  path: string,
+  session: Session,
+  { run }: CliContext,
+): Promise<void> {
   const disk = report.manifest.disks[0]!;
   const target = await openTarget(path, disk.size, { force: false }, run.signal);
   try {

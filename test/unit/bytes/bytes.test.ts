@@ -7,7 +7,13 @@ test("numbers come back as they went in", () => {
   fc.assert(
     fc.property(fc.array(fc.maxSafeNat()), fc.uint8Array(), (numbers, tail) => {
       const writer = new ByteWriter(1);
-      for (const value of numbers) writer.varint(value).u64(value).u32(value >>> 0).u16(value & 0xffff).u8(value & 0xff);
+      for (const value of numbers)
+        writer
+          .varint(value)
+          .u64(value)
+          .u32(value >>> 0)
+          .u16(value & 0xffff)
+          .u8(value & 0xff);
       const reader = new ByteReader(writer.bytes(tail).finish(), "test");
       for (const value of numbers) {
         expect([reader.varint(), reader.u64(), reader.u32(), reader.u16(), reader.u8()]).toEqual([
@@ -30,13 +36,17 @@ test.each([
   ["ffffffffffffff7f", "E_TOO_LARGE", "past 2^53"],
   ["80", "E_TRUNCATED", "cut"],
 ])("varint %s is refused with %s: %s", (hex, code) => {
-  expect(() => new ByteReader(Buffer.from(hex, "hex"), "test").varint()).toThrow(expect.objectContaining({ code }));
+  expect(() => new ByteReader(Buffer.from(hex, "hex"), "test").varint()).toThrow(
+    expect.objectContaining({ code }),
+  );
 });
 
 test("a u64 past 2^53 and bytes after the end are refused", () => {
   const large = new ByteReader(Buffer.from("ffffffffffffffff", "hex"), "test");
   expect(() => large.u64()).toThrow(expect.objectContaining({ code: "E_TOO_LARGE" }));
-  expect(() => new ByteReader(Buffer.of(1), "test").end()).toThrow(expect.objectContaining({ code: "E_TRAILING" }));
+  expect(() => new ByteReader(Buffer.of(1), "test").end()).toThrow(
+    expect.objectContaining({ code: "E_TRAILING" }),
+  );
 });
 
 test.each([

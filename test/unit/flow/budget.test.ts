@@ -42,7 +42,9 @@ const flaky = new AppError("unavailable", "E_STORE", "later");
 
 test("retries what is worth it, up to the limit", async () => {
   let calls = 0;
-  expect(await retry(FAST, never, (attempt) => (++calls < 3 ? Promise.reject(flaky) : Promise.resolve(attempt)))).toBe(3);
+  expect(
+    await retry(FAST, never, (attempt) => (++calls < 3 ? Promise.reject(flaky) : Promise.resolve(attempt))),
+  ).toBe(3);
   calls = 0;
   await expect(retry(FAST, never, () => (calls++, Promise.reject(flaky)))).rejects.toBe(flaky);
   expect(calls).toBe(3);

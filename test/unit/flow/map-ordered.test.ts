@@ -61,7 +61,9 @@ test("an error of the source ends the run with that error", async () => {
     yield 1;
     throw new Error("the source broke");
   }
-  await expect(collect(mapOrdered(source(), 2, run, (item) => Promise.resolve(item)))).rejects.toThrow("the source broke");
+  await expect(collect(mapOrdered(source(), 2, run, (item) => Promise.resolve(item)))).rejects.toThrow(
+    "the source broke",
+  );
 });
 
 test("a consumer that stops early stops the work", async () => {
