@@ -61,7 +61,7 @@ async function compare(rounds: number, { folder, image, uri, server, bucket }: P
       run: () => measure(blockhaul(["backup", uri, "--name", "mixed", "--json"], repository.env)),
     },
     "nbdcopy | rclone rcat": {
-      prepare: () => remove(`remote:${bucket}`)().then(() => undefined),
+      prepare: remove(object),
       run: () =>
         measure(
           { program: "nbdcopy", args: [uri, "-"] },
@@ -97,6 +97,7 @@ function rclone(server: S3Server, ...args: readonly string[]): Command {
     program: "rclone",
     args: ["--config", "", ...args],
     env: {
+      AWS_CA_BUNDLE: "", // rclone refuses to start with one
       RCLONE_CONFIG_REMOTE_TYPE: "s3",
       RCLONE_CONFIG_REMOTE_PROVIDER: "Minio",
       RCLONE_CONFIG_REMOTE_ENDPOINT: server.endpoint,

@@ -32,7 +32,12 @@ const findings: Finding[] = [];
 for (const [name, bench] of Object.entries(BENCHES)) {
   if (positionals.length > 0 && !positionals.includes(name)) continue;
   console.error(name);
-  findings.push(...(await bench(Number(values.rounds))));
+  try {
+    findings.push(...(await bench(Number(values.rounds))));
+  } catch (error) {
+    console.error(error);
+    findings.push({ what: name, found: "failed", bar: "", met: false });
+  }
 }
 printFindings(findings);
 if (findings.some(({ met }) => met === false)) process.exitCode = 1;

@@ -11,6 +11,8 @@ export interface OpenedStore {
   /** Reads an object behind the store's back, by other code than its own. */
   readonly witness: (key: string) => Promise<Buffer>;
   readonly close: () => Promise<void>;
+  /** MinIO: `listUploads` finds an upload by its whole key only. */
+  readonly uploadsByWholeKey?: true;
 }
 
 const signal = new AbortController().signal;
@@ -137,8 +139,8 @@ export function describeObjectStore(name: string, open: () => Promise<OpenedStor
           })();
           expect(await failure(store.putStream(`stream/broken-${size}`, broken, signal))).toBe(reason);
           expect(await store.head(`stream/broken-${size}`, signal)).toBeUndefined();
+          expect(await all(store.listUploads(`stream/broken-${size}`, signal))).toEqual([]);
         }
-        expect(await all(store.listUploads("stream/", signal))).toEqual([]);
       });
 
       test("an abort while the stream hangs ends soon, leaves nothing, and throws the reason", async () => {
@@ -150,7 +152,7 @@ export function describeObjectStore(name: string, open: () => Promise<OpenedStor
         })();
         expect(await failure(store.putStream("stream/hangs", hanging, run.signal))).toBe(run.signal.reason);
         expect(await store.head("stream/hangs", signal)).toBeUndefined();
-        expect(await all(store.listUploads("stream/", signal))).toEqual([]);
+        expect(await all(store.listUploads("stream/hangs", signal))).toEqual([]);
       });
     });
 
@@ -187,6 +189,21 @@ export function describeObjectStore(name: string, open: () => Promise<OpenedStor
         expect(await store.head("parts/given-up", signal)).toBeUndefined();
       });
 
+      test("uploads are found by what their keys begin with", async () => {
+        const keys = ["parts/found/a", "parts/found/b", "parts/other"];
+        const uploads = [];
+        for (const key of keys) {
+          const upload = await store.beginUpload(key, signal);
+          await upload.part(0, Buffer.alloc(10), signal);
+          uploads.push(upload);
+        }
+        const listed = await all(store.listUploads("parts/found/", signal));
+        const wanted = opened.uploadsByWholeKey === true ? [] : keys.slice(0, 2);
+        expect(listed.map(({ key }) => key)).toEqual(wanted);
+        for (const upload of uploads) await upload.abort();
+        expect(await all(store.listUploads("parts/found/", signal))).toEqual([]);
+      });
+
       test("abort in the middle of parts leaves nothing", async () => {
         const upload = await store.beginUpload("parts/middle", signal);
         const sending = parts(Buffer.alloc(3 * PART), PART).map((part, number) =>
@@ -215,6 +232,8 @@ export function describeObjectStore(name: string, open: () => Promise<OpenedStor
         const sending = upload.part(0, Buffer.alloc(PART), run.signal);
         run.abort(new Error("stop"));
         expect(await failure(sending)).toBe(run.signal.reason);
+        const more = upload.part(1, Buffer.alloc(PART), signal);
+        expect(await failure(more)).toMatchObject({ kind: "bug", code: "E_UPLOAD" });
         expect(await failure(upload.complete(signal))).toMatchObject({ code: "E_UPLOAD" });
         await upload.abort();
         expect(await all(store.listUploads("parts/spoilt", signal))).toEqual([]);

@@ -142,17 +142,13 @@ describe("streams", () => {
     expect(fake.objects.size).toBe(0);
   });
 
-  test("a part that fails for good stops the stream and leaves no upload", async () => {
+  test("a part that fails for good ends it though the stream hangs, and leaves no upload", async () => {
     fake.plan("UploadPart", { kind: "answer", status: 403, code: "AccessDenied" });
-    let taken = 0;
-    const long = (async function* () {
-      for (; taken < 200; taken++) {
-        await delay(1);
-        yield Buffer.alloc(MiB);
-      }
+    const hanging = (async function* () {
+      yield* pieces(body.subarray(0, 9 * MiB), MiB);
+      await new Promise(() => {});
     })();
-    expect(await failure(store.putStream("s", long, signal))).toMatchObject({ code: "E_ACCESS" });
-    expect(taken).toBeLessThan(60);
+    expect(await failure(store.putStream("s", hanging, signal))).toMatchObject({ code: "E_ACCESS" });
     expect(fake.uploads.size).toBe(0);
   });
 

@@ -1,7 +1,20 @@
-import { link, mkdir, mkdtemp, open, readdir, rm, stat, symlink, utimes, writeFile } from "node:fs/promises";
+import {
+  link,
+  mkdir,
+  mkdtemp,
+  open,
+  readdir,
+  readlink,
+  rm,
+  stat,
+  symlink,
+  utimes,
+  writeFile,
+  type FileHandle,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { join, relative } from "node:path";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import { DirectoryStore } from "../../src/store/directory.ts";
 import { directoryError } from "../../src/store/directory-errors.ts";
@@ -69,6 +82,39 @@ describe("temporary files", () => {
 });
 
 describe("publishing", () => {
+  test.each(["put", "putStream", "upload"] as const)(
+    "%s: the file is synced before it has its name, and the folders after, from the root down to it",
+    async (how) => {
+      const events: string[] = [];
+      const any = await open(root, "r");
+      const prototype = Object.getPrototypeOf(any) as FileHandle;
+      await any.close();
+      const sync = vi.spyOn(prototype, "sync").mockImplementation(async function (this: FileHandle) {
+        const path = await readlink(`/proc/self/fd/${this.fd}`);
+        events.push(path.includes(".tmp") ? "sync file" : `sync ${relative(root, path)}/`);
+        await this.datasync();
+      });
+      try {
+        const watched = new DirectoryStore(root, {
+          link: async (existing, added) => {
+            events.push("link");
+            await link(existing, added);
+          },
+        });
+        if (how === "put") await watched.put("a/b/c", Buffer.from("x"), signal);
+        if (how === "putStream") await watched.putStream("a/b/c", pieces(Buffer.from("x")), signal);
+        if (how === "upload") {
+          const upload = await watched.beginUpload("a/b/c", signal);
+          await upload.part(0, Buffer.from("x"), signal);
+          await upload.complete(signal);
+        }
+      } finally {
+        sync.mockRestore();
+      }
+      expect(events).toEqual(["sync file", "sync a/", "sync /", "link", "sync a/b/"]);
+    },
+  );
+
   test("a link whose reply was lost, as on NFS, is success", async () => {
     const lossy = new DirectoryStore(root, {
       link: async (existing, added) => {

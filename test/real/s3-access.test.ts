@@ -74,6 +74,18 @@ describe("what is found in the environment", () => {
     await rm(directory, { recursive: true });
   });
 
+  test("an abort ends the search for credentials", { timeout: 20_000 }, async () => {
+    const directory = await mkdtemp(join(tmpdir(), "blockhaul-profile-"));
+    const file = join(directory, "config");
+    await writeFile(file, "[default]\ncredential_process = sleep 30\n");
+    stubEnvironment({ AWS_CONFIG_FILE: file });
+    const run = new AbortController();
+    const reading = failure(open(server.location(bucket)).get("a", 1, run.signal));
+    setTimeout(() => run.abort(new Error("enough")), 50);
+    expect(await reading).toBe(run.signal.reason);
+    await rm(directory, { recursive: true });
+  });
+
   test("no credentials at all", async () => {
     stubEnvironment({});
     const error = await failure(open(server.location(bucket)).get("a", 1, signal));

@@ -43,15 +43,22 @@ const WORDS =
 /** Writes a raw, sparse image. @throws Error when the parts are longer than the image. */
 export async function makeImage(path: string, { size, parts, seed }: ImagePlan): Promise<void> {
   const file = await open(path, "w");
+  // Parts of one kind go on where the last one ended: a second part that begins anew would be its duplicate.
+  const supplies = {
+    random: new Supply(randomBlocks(`${seed}`)),
+    program: new Supply(programBlocks(`${seed}`)),
+    text: new Supply(textBlocks(`${seed}`)),
+  };
   try {
     let at = 0;
-    for (const [index, { kind, length }] of parts.entries()) {
+    for (const { kind, length } of parts) {
       if (at + length > size) throw new Error(`the parts of ${path} are longer than ${size} bytes`);
-      if (kind !== "hole") await writeAll(file, at, length, SOURCES[kind](`${seed} ${index}`));
+      if (kind !== "hole") await supplies[kind].write(file, at, length);
       at += length;
     }
     await file.truncate(size);
   } finally {
+    for (const supply of Object.values(supplies)) await supply.close();
     await file.close();
   }
 }
@@ -62,8 +69,10 @@ export async function patchImage(path: string, changes: readonly ImageChange[]):
   try {
     for (const change of changes) {
       if ("bytes" in change) await file.write(change.bytes, 0, change.bytes.length, change.offset);
-      else
-        await writeAll(file, change.offset, change.length, randomBlocks(`${change.seed} ${change.offset}`));
+      else {
+        const supply = new Supply(randomBlocks(`${change.seed} ${change.offset}`));
+        await supply.write(file, change.offset, change.length);
+      }
     }
   } finally {
     await file.close();
@@ -111,24 +120,31 @@ export async function compareFiles(a: string, b: string): Promise<string | undef
   throw new Error(`qemu-img compare ended with ${code}: ${said}`);
 }
 
-/** Blocks of any length, without end; a block may be overwritten when the next is asked for. */
-type Blocks = AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
+/** Hands an endless stream out in pieces of any length. */
+class Supply {
+  readonly #blocks: AsyncIterator<Uint8Array> | Iterator<Uint8Array>;
+  #rest: Uint8Array = new Uint8Array();
 
-const SOURCES: Readonly<Record<Exclude<PartKind, "hole">, (seed: string) => Blocks>> = {
-  random: randomBlocks,
-  program: programBlocks,
-  text: textBlocks,
-};
+  constructor(blocks: AsyncIterator<Uint8Array> | Iterator<Uint8Array>) {
+    this.#blocks = blocks;
+  }
 
-async function writeAll(file: FileHandle, offset: number, length: number, blocks: Blocks): Promise<void> {
-  let written = 0;
-  for await (const block of blocks) {
-    const part = block.subarray(0, length - written);
-    await file.write(part, 0, part.length, offset + written);
-    written += part.length;
-    if (written === length) return;
+  async write(file: FileHandle, offset: number, length: number): Promise<void> {
+    for (let written = 0; written < length;) {
+      if (this.#rest.length === 0) this.#rest = (await this.#blocks.next()).value as Uint8Array;
+      const part = this.#rest.subarray(0, length - written);
+      await file.write(part, 0, part.length, offset + written);
+      this.#rest = this.#rest.subarray(part.length);
+      written += part.length;
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#blocks.return?.();
   }
 }
+
+// Below, a block may be overwritten when the next one is asked for.
 
 /** The key stream of AES-256-CTR: as good as random, and faster than any generator written here. */
 function* randomBlocks(seed: string): Generator<Uint8Array> {

@@ -2,6 +2,9 @@ import { randomUUID } from "node:crypto";
 import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { BucketItem } from "minio";
+import { MiB } from "../../src/bytes/size.ts";
+import { createRepository } from "../../src/repository/config.ts";
+import { openNewStore } from "../../src/store/open.ts";
 import { runCli, runJson, type CliOptions, type CliResult } from "./cli.ts";
 import { temporaryFolder } from "./folder.ts";
 import { minioClient } from "./minio.ts";
@@ -23,9 +26,18 @@ export interface TestRepository {
 /** A repository in a folder of the test's own. */
 export async function directoryRepository(...init: string[]): Promise<TestRepository> {
   const location = join(await temporaryFolder(), "repository");
-  const repository = programFor(location, await cacheEnvironment(), () => filesOf(location));
+  const repository = programFor(location, await cacheEnvironment());
   await created(repository, init);
   return repository;
+}
+
+/** As `directoryRepository`, with packs of 4 MiB instead of 64: `init` has no flag for what only tests need. */
+export async function smallPackRepository(): Promise<TestRepository> {
+  const location = join(await temporaryFolder(), "repository");
+  const store = await openNewStore(location);
+  await createRepository(store, { packSize: 4 * MiB, partSize: MiB }, new AbortController().signal);
+  store.close();
+  return programFor(location, await cacheEnvironment());
 }
 
 /** A repository under a new prefix of the bucket. */

@@ -50,6 +50,7 @@ export async function openS3Gate(upstream: string): Promise<S3Gate> {
     const line = `${message.method} ${message.url}`;
     log.push(line);
     if (strikes(line, "before")) await hold();
+    if (answer.destroyed) return; // the client died meanwhile: its request never happened
     const { method, url, headers } = message;
     const onward = request({ hostname, port, method, path: url, headers, agent: false });
     message.pipe(onward);

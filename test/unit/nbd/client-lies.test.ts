@@ -1,7 +1,6 @@
 import { expect, onTestFinished, test } from "vitest";
 import { hasCode } from "../../../src/errors.ts";
-import { ChunkType, Errno, ExportFlag, Option, OptionReplyType } from "../../../src/nbd/constants.ts";
-import { listExports } from "../../../src/nbd/exports.ts";
+import { ChunkType, Errno, ExportFlag } from "../../../src/nbd/constants.ts";
 import {
   encodeBlockStatus,
   encodeChunkHeader,
@@ -12,7 +11,7 @@ import {
   encodeHole,
   encodeSimpleReply,
 } from "../../../src/nbd/messages.ts";
-import { encodeInfo, encodeMetaContext, encodeOptionReply } from "../../../src/nbd/options.ts";
+import { encodeInfo } from "../../../src/nbd/options.ts";
 import { openNbdSource, type NbdSource } from "../../../src/nbd/source.ts";
 import { parseNbdUri } from "../../../src/nbd/uri.ts";
 import { collect } from "../../support/collect.ts";
@@ -21,7 +20,6 @@ import {
   statusOf,
   type FakeOptions,
   type FakeServer,
-  type Lie,
 } from "../../support/fake-nbd-server.ts";
 
 const { signal } = new AbortController();
@@ -270,134 +268,6 @@ test("an extended block status with a wrong count ends the connection", async ()
   const source = await open(await fake({ contexts, extended: true, onRequest: lie }));
   const attempt = collect(source.extents({ offset: 0, length: 30_000 }, signal));
   expect(await protocolErrorOf(attempt)).toMatch(/does not fit/);
-});
-
-const ack = (option: number): Buffer => encodeOptionReply(option, OptionReplyType.ACK, NOTHING);
-const info = (payload: Buffer): Buffer => encodeOptionReply(Option.GO, OptionReplyType.INFO, payload);
-const blocks = (minimum: number, preferred: number, maximum: number): Buffer =>
-  Buffer.concat([
-    info(encodeInfo({ type: 0, size: 1, flags: 1 })),
-    info(encodeInfo({ type: 3, blockSize: { minimum, preferred, maximum } })),
-    ack(Option.GO),
-  ]);
-const contextReply = (id: number, name: string): Buffer =>
-  encodeOptionReply(Option.SET_META_CONTEXT, OptionReplyType.META_CONTEXT, encodeMetaContext({ id, name }));
-
-function to(wanted: number, lie: Lie): NonNullable<FakeOptions["onOption"]> {
-  return (option) => (option === wanted ? lie : undefined);
-}
-
-const HANDSHAKE_LIES: [string, FakeOptions, RegExp][] = [
-  ["a web page", { greeting: Buffer.from("HTTP/1.1 400 Bad Request") }, /not an NBD server/],
-  [
-    "oldstyle",
-    { greeting: Buffer.from("4e42444d414749430000420281861253".padEnd(304, "0"), "hex") },
-    /oldstyle/,
-  ],
-  [
-    "an unknown style",
-    { greeting: Buffer.from("4e42444d41474943".padEnd(36, "7"), "hex") },
-    /no known style/,
-  ],
-  ["no magic in a reply", { onOption: to(Option.STRUCTURED_REPLY, bytes(20)) }, /magic/],
-  ["the answer to another option", { onOption: to(Option.STRUCTURED_REPLY, ack(Option.GO)) }, /answered GO/],
-  [
-    "4 GiB announced",
-    {
-      onOption: () => {
-        const reply = encodeOptionReply(Option.EXTENDED_HEADERS, OptionReplyType.SERVER, NOTHING);
-        reply.writeUInt32BE(0xffff_ffff, 16);
-        return reply;
-      },
-    },
-    /announced 4294967295 bytes/,
-  ],
-  ["GO without the size", { onOption: to(Option.GO, ack(Option.GO)) }, /size/],
-  ["minimum 0", { onOption: to(Option.GO, blocks(0, 4096, 65_536)) }, /impossible block sizes/],
-  ["minimum 3", { onOption: to(Option.GO, blocks(3, 4096, 65_536)) }, /impossible block sizes/],
-  [
-    "minimum 128 KiB",
-    { onOption: to(Option.GO, blocks(131_072, 131_072, 2 ** 25)) },
-    /impossible block sizes/,
-  ],
-  [
-    "preferred below minimum",
-    { onOption: to(Option.GO, blocks(4096, 512, 2 ** 25)) },
-    /impossible block sizes/,
-  ],
-  ["maximum below minimum", { onOption: to(Option.GO, blocks(4096, 4096, 512)) }, /impossible block sizes/],
-  [
-    "a size past 8 PiB",
-    {
-      onOption: to(
-        Option.GO,
-        Buffer.concat([info(Buffer.from("0000ffffffffffffffff0001", "hex")), ack(Option.GO)]),
-      ),
-    },
-    /8 PiB/,
-  ],
-  [
-    "a size cut short",
-    { onOption: to(Option.GO, Buffer.concat([info(bytes(11)), ack(Option.GO)])) },
-    /9 bytes instead of 10/,
-  ],
-  [
-    "a context nobody asked for",
-    { onOption: to(Option.SET_META_CONTEXT, Buffer.concat([contextReply(1, "x:y"), ack(10)])) },
-    /nobody asked for/,
-  ],
-  [
-    "one context twice",
-    {
-      onOption: to(
-        Option.SET_META_CONTEXT,
-        Buffer.concat([contextReply(1, "base:allocation"), contextReply(2, "base:allocation"), ack(10)]),
-      ),
-    },
-    /nobody asked for/,
-  ],
-  [
-    "two contexts of one id",
-    {
-      onOption: to(
-        Option.SET_META_CONTEXT,
-        Buffer.concat([contextReply(1, "base:allocation"), contextReply(1, "x:y"), ack(10)]),
-      ),
-    },
-    /one id/,
-  ],
-  ["an answer that goes on", { onOption: (option) => Buffer.concat([ack(option), bytes(40)]) }, /magic/],
-];
-
-test.each(HANDSHAKE_LIES)(
-  "a handshake with %s is refused with the reason",
-  async (_what, options, reason) => {
-    const server = await fake(options);
-    expect(await protocolErrorOf(open(server))).toMatch(reason);
-  },
-);
-
-test("an endless list of exports is refused", async () => {
-  const entry = encodeOptionReply(
-    Option.LIST,
-    OptionReplyType.SERVER,
-    Buffer.concat([bytes(4), bytes(4000)]),
-  );
-  const server = await fake({
-    onOption: to(Option.LIST, Buffer.concat(Array.from({ length: 3000 }, () => entry))),
-  });
-  expect(await protocolErrorOf(listExports(parseNbdUri(server.uri), signal))).toMatch(/endless/);
-});
-
-test.each([
-  ["connecting", { greeting: "silence" } as const],
-  ["an option", { onOption: (): Lie => "silence" }],
-])("a server that says nothing in the handshake at %s is given up", async (_what, options) => {
-  const server = await fake(options);
-  const timing = { handshakeMs: 50, stallMs: 1000 };
-  const attempt = openNbdSource(parseNbdUri(server.uri), { timing }, signal);
-  await expect(attempt).rejects.toMatchObject({ code: "E_NBD_CONNECT", kind: "source" });
-  await expect(attempt).rejects.toThrow("did not finish the handshake in 50 ms");
 });
 
 test("a server that owes a reply for too long is left, and the read made again", async () => {

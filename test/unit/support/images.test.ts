@@ -45,6 +45,17 @@ test("one plan makes one image, another seed another; parts are what they are ca
   expect((await bytesOf(a, 2 * MiB + 100, MiB)).every((byte) => byte === 0)).toBe(false);
 });
 
+test("two parts of one kind are not alike", async () => {
+  const folder = await temporaryFolder();
+  const path = join(folder, "a");
+  for (const kind of ["random", "program", "text"] as const) {
+    const part = { kind, length: 64 * KiB };
+    await makeImage(path, { size: 128 * KiB, parts: [part, part], seed: 1 });
+    const bytes = await bytesOf(path, 0, 128 * KiB);
+    expect(bytes.subarray(0, 64 * KiB).equals(bytes.subarray(64 * KiB))).toBe(false);
+  }
+});
+
 test("a patch changes what it names and nothing else; the comparison sees one bit", async () => {
   const folder = await temporaryFolder();
   const [a, b] = [join(folder, "a"), join(folder, "b")];
