@@ -146,7 +146,8 @@ function unpack(payload: Uint8Array, facts: BlobFacts): Buffer {
     raw = zstdDecompressSync(payload, {
       params: { [constants.ZSTD_d_windowLogMax]: WINDOW_LOG_MAX },
       maxOutputLength: rawLength,
-      chunkSize: Math.max(rawLength, 64), // zlib's least
+      // With room to spare: an output that is exactly full has zlib ask for another buffer.
+      chunkSize: rawLength + 1024,
     });
   } catch (cause) {
     throw damaged("E_BLOB_ZSTD", "it does not unpack", facts, cause);

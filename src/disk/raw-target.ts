@@ -1,10 +1,8 @@
-import { randomBytes } from "node:crypto";
-import { link, open, realpath, rename, rm, stat, type FileHandle } from "node:fs/promises";
-import { dirname, join } from "node:path";
-import { AppError, messageOf, systemCode } from "../errors.ts";
+import { AppError } from "../errors.ts";
 import { BlockMap } from "./block-map.ts";
 import type { DiskTarget, Range } from "./disk.ts";
-import { kindOfPath, openFailed, openRawFile, RAW_BLOCK_SIZE, RawFile } from "./raw-file.ts";
+import { PartialFile } from "./partial-file.ts";
+import { openRawFile, RAW_BLOCK_SIZE, RawFile } from "./raw-file.ts";
 
 /** A fresh file remembers what was written in blocks of this many bytes: 8 MiB of memory for 64 TiB. */
 const WRITTEN_BLOCK = 1024 * 1024;
@@ -24,14 +22,11 @@ export interface RawFileTarget extends DiskTarget {
 }
 
 /**
- * A new sparse file. Until `commit` it stands beside its place under a hidden name that ends in ".partial"
- * (mode 0600), so a failed restore leaves nothing that looks complete.
+ * A new sparse file, which gets its name by `commit`.
  *
  * @param size of the disk, bytes.
- * @param options force: replace an existing file, which stays untouched until `commit` and then passes on its
- *   owner and mode. A symbolic link to it stays a link.
- * @throws AppError E_TARGET_EXISTS, E_DISK_KIND (usage), E_DISK_MISSING (notFound: no such folder),
- *   E_DISK_PERMISSION (credentials), E_TARGET_FULL (full).
+ * @param options force: replace an existing file, as `PartialFile.create` does.
+ * @throws as `PartialFile.create`.
  */
 export async function createRawFile(
   path: string,
@@ -40,17 +35,8 @@ export async function createRawFile(
   signal: AbortSignal,
 ): Promise<RawFileTarget> {
   signal.throwIfAborted();
-  const kind = await kindOfPath(path);
-  if (kind === "device" || kind === "other") {
-    throw new AppError("usage", "E_DISK_KIND", `${path} exists and is not a file; it cannot be replaced`);
-  }
-  if (kind === "file" && !options.force) throw targetExists(path);
-  const place = kind === "file" ? await realpath(path) : path;
-  const partial = join(dirname(place), `.blockhaul-${randomBytes(6).toString("hex")}.partial`);
-  const handle = await open(partial, "wx+", 0o600).catch((error: unknown) => {
-    throw systemCode(error) === "ENOENT" ? openFailed(dirname(place), error) : openFailed(place, error);
-  });
-  const target = new FreshFile(new RawFile(partial, "file", size, handle), place, options.force);
+  const partial = await PartialFile.create(path, options);
+  const target = new FreshFile(partial, size);
   try {
     await target.grow();
     return target;
@@ -132,17 +118,18 @@ class ExistingTarget implements RawFileTarget {
 class FreshFile implements RawFileTarget {
   readonly zeroed = true;
   readonly blockSize = RAW_BLOCK_SIZE;
-  readonly name: string;
+  readonly #partial: PartialFile;
   readonly #file: RawFile;
-  readonly #replace: boolean;
   readonly #written: BlockMap;
-  #state: "partial" | "published" | "gone" = "partial";
 
-  constructor(file: RawFile, name: string, replace: boolean) {
-    this.#file = file;
-    this.name = name;
-    this.#replace = replace;
-    this.#written = new BlockMap(file.size, WRITTEN_BLOCK);
+  constructor(partial: PartialFile, size: number) {
+    this.#partial = partial;
+    this.#file = new RawFile(partial.path, "file", size, partial.handle);
+    this.#written = new BlockMap(size, WRITTEN_BLOCK);
+  }
+
+  get name(): string {
+    return this.#partial.place;
   }
 
   get size(): number {
@@ -175,24 +162,12 @@ class FreshFile implements RawFileTarget {
 
   async commit(signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
-    try {
-      if (this.#replace) await takeOver(this.#file.handle, this.name);
-      await this.#file.flush();
-      await (this.#replace ? rename(this.#file.path, this.name) : renameNew(this.#file.path, this.name));
-      this.#state = "published";
-      await syncFolder(dirname(this.name));
-    } catch (error) {
-      if (error instanceof AppError) throw error;
-      const message = `Cannot give the restored disk its name ${this.name}: ${messageOf(error)}`;
-      throw new AppError("source", "E_TARGET_NAME", message, { path: this.name }, error);
-    }
+    await this.#file.flush();
+    await this.#partial.publish();
   }
 
   async close(): Promise<void> {
-    await this.#file.handle.close();
-    if (this.#state !== "partial") return;
-    this.#state = "gone";
-    await rm(this.#file.path, { force: true });
+    await this.#partial.close();
   }
 }
 
@@ -202,42 +177,4 @@ function checkInside(target: DiskTarget, range: Range): void {
   if (offset >= 0 && length >= 0 && offset + length <= target.size) return;
   const message = `Tried to write ${length} bytes at ${offset} of ${target.name}, which has ${target.size}`;
   throw new AppError("bug", "E_TARGET_RANGE", message);
-}
-
-/** The owner and mode of the file that is about to be replaced, if there is one still. */
-async function takeOver(handle: FileHandle, path: string): Promise<void> {
-  const old = await stat(path).catch(() => undefined);
-  if (old === undefined) return;
-  await handle.chmod(old.mode & 0o7777);
-  // Only root may give a file away; for everybody else the new file is theirs, as with any copy.
-  await handle.chown(old.uid, old.gid).catch(() => undefined);
-}
-
-/** Renames, but never over a file that came into being meanwhile. */
-async function renameNew(from: string, to: string): Promise<void> {
-  try {
-    await link(from, to);
-  } catch (error) {
-    if (systemCode(error) === "EEXIST") throw targetExists(to, error);
-    // A file system without hard links: what remains is to look first.
-    if ((await kindOfPath(to)) !== "absent") throw targetExists(to);
-    await rename(from, to);
-    return;
-  }
-  await rm(from);
-}
-
-/** Makes a new name in the folder survive a power failure. */
-async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, "r");
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
-}
-
-function targetExists(path: string, cause?: unknown): AppError {
-  const message = `${path} exists already; remove it, choose another path, or use --force`;
-  return new AppError("usage", "E_TARGET_EXISTS", message, { path }, cause);
 }

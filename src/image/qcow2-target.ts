@@ -1,9 +1,9 @@
-import { randomBytes } from "node:crypto";
-import { access, link, mkdtemp, rename, rm } from "node:fs/promises";
+import { access, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { dirname, join, resolve } from "node:path";
+import { join, resolve } from "node:path";
 import type { DiskTarget } from "../disk/disk.ts";
-import { AppError, systemCode } from "../errors.ts";
+import { PartialFile } from "../disk/partial-file.ts";
+import { AppError } from "../errors.ts";
 import { pause } from "../flow/retry.ts";
 import { openNbdTarget } from "../nbd/target.ts";
 import { parseNbdUri } from "../nbd/uri.ts";
@@ -22,10 +22,10 @@ export interface Qcow2Target {
 }
 
 /**
- * Creates `path` as qcow2 of `size` bytes. Until `finish` it stands beside its place under a hidden ".partial" name.
+ * Creates `path` as qcow2 of `size` bytes, which gets its name by `finish`.
  *
- * @param options force: replace an existing file, which stays untouched until `finish`.
- * @throws AppError E_TARGET_EXISTS, E_PROGRAM_MISSING (usage), E_PROGRAM (source).
+ * @param options force: replace an existing file, as `PartialFile.create` does.
+ * @throws AppError as `PartialFile.create`; E_PROGRAM_MISSING (usage), E_PROGRAM (source).
  */
 export async function createQcow2(
   path: string,
@@ -33,12 +33,10 @@ export async function createQcow2(
   options: { readonly force: boolean },
   signal: AbortSignal,
 ): Promise<Qcow2Target> {
-  if (!options.force) await refuseExisting(path);
-  const partial = join(dirname(resolve(path)), `.blockhaul-${randomBytes(6).toString("hex")}.partial`);
+  const file = await PartialFile.create(resolve(path), options); // qemu takes "a:b" for a protocol, "/a:b" for a path
   const folder = await mkdtemp(join(tmpdir(), "blockhaul-"));
   let server: RunningProgram | undefined;
   let disk: DiskTarget | undefined;
-  let published = false;
   const stop = async (): Promise<void> => {
     await disk?.close();
     await server?.stop();
@@ -46,13 +44,13 @@ export async function createQcow2(
   };
   const close = async (): Promise<void> => {
     await stop();
-    if (!published) await rm(partial, { force: true });
+    await file.close();
   };
   try {
     // qcow2 holds whole sectors only
     await runProgram(
       "qemu-img",
-      ["create", "-q", "-f", "qcow2", partial, String(Math.ceil(size / 512) * 512)],
+      ["create", "-q", "-f", "qcow2", file.path, String(Math.ceil(size / 512) * 512)],
       signal,
     );
     const socket = join(folder, "nbd.sock");
@@ -65,7 +63,7 @@ export async function createQcow2(
       "disk",
       "-t",
       "--discard=unmap",
-      partial,
+      file.path,
     ]);
     await Promise.race([waitForSocket(socket, signal), server.died]);
     disk = await openNbdTarget(
@@ -81,8 +79,7 @@ export async function createQcow2(
   const finish = async (): Promise<void> => {
     await opened.flush(signal);
     await stop();
-    await (options.force ? rename(partial, path) : publish(partial, path));
-    published = true;
+    await file.publish();
   };
   return { disk: freshDisk(opened, path), finish, close };
 }
@@ -99,34 +96,6 @@ function freshDisk(disk: DiskTarget, path: string): DiskTarget {
     flush: (signal) => disk.flush(signal),
     close: () => disk.close(),
   };
-}
-
-async function refuseExisting(path: string): Promise<void> {
-  const there = await access(path).then(
-    () => true,
-    () => false,
-  );
-  if (there) throw targetExists(path);
-}
-
-/** Gives the name only if it is still free. */
-async function publish(partial: string, path: string): Promise<void> {
-  try {
-    await link(partial, path);
-  } catch (error) {
-    throw systemCode(error) === "EEXIST" ? targetExists(path, error) : error;
-  }
-  await rm(partial);
-}
-
-function targetExists(path: string, cause?: unknown): AppError {
-  return new AppError(
-    "usage",
-    "E_TARGET_EXISTS",
-    `${path} exists already; give --force to replace it`,
-    { path },
-    cause,
-  );
 }
 
 async function waitForSocket(socket: string, signal: AbortSignal): Promise<void> {

@@ -84,7 +84,8 @@ export type Link = (existing: string, added: string) => Promise<void>;
  * `claim` exclusively; the holder looks whether the target exists and renames. No other name than `target` is ever
  * visible, and a claim left by a crash blocks only this one name until it is cleaned up by age.
  *
- * @returns "taken" when `target` exists and is not this file; `temporary` is then still there.
+ * @returns "taken" when `target` exists; `temporary` is then still there. On NFS it may be this very file: a link whose
+ *   reply was lost is sent again by the kernel, and then finds its own name taken.
  */
 export async function publish(
   temporary: string,
@@ -97,14 +98,10 @@ export async function publish(
     await makeLink(temporary, target);
   } catch (error) {
     const code = systemCode(error) ?? "";
-    if (code === "EEXIST") return (await sameFile(temporary, target)) ? finish(temporary, target) : "taken";
+    if (code === "EEXIST") return "taken";
     if (!NO_HARD_LINKS.includes(code)) throw error;
     return publishByClaim(temporary, target, claim, signal);
   }
-  return finish(temporary, target);
-}
-
-async function finish(temporary: string, target: string): Promise<"published"> {
   await syncDirectory(dirname(target));
   await unlink(temporary);
   return "published";
@@ -144,12 +141,6 @@ async function takeClaim(claim: string, target: string, signal: AbortSignal): Pr
     }
     await pause(CLAIM_WAIT_MS, signal);
   }
-}
-
-/** NFS: a link whose reply was lost is sent again by the kernel and then finds its own name taken. */
-async function sameFile(one: string, other: string): Promise<boolean> {
-  const [a, b] = await Promise.all([stat(one), stat(other)]);
-  return a.ino === b.ino && a.dev === b.dev;
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -1,6 +1,7 @@
-import { mkdir } from "node:fs/promises";
+import { resolve } from "node:path";
 import { directoryError } from "./directory-errors.ts";
 import { DirectoryStore } from "./directory.ts";
+import { makeDurableDirectory } from "./durable.ts";
 import { parseLocation } from "./location.ts";
 import type { S3Options } from "./s3-connection.ts";
 import { S3Store } from "./s3.ts";
@@ -26,7 +27,8 @@ export function openStore(location: string, options: S3Options = {}): ObjectStor
 export async function openNewStore(location: string, options: S3Options = {}): Promise<ObjectStore> {
   const parsed = parseLocation(location);
   if (parsed.kind === "directory") {
-    await mkdir(parsed.path, { recursive: true }).catch((error: unknown) => {
+    const path = resolve(parsed.path);
+    await makeDurableDirectory(path, path).catch((error: unknown) => {
       throw directoryError(error, parsed.path, "the directory");
     });
   }

@@ -22,7 +22,7 @@ export interface S3ClientOptions {
 }
 
 const nothing = (): void => {};
-/** The handler would write its advice about busy sockets to the console; waiting for one is what we mean. */
+/** The SDK would write to the console, of busy sockets and of bodies that it cannot send again. */
 const SILENT = { trace: nothing, debug: nothing, info: nothing, warn: nothing, error: nothing };
 
 /** What a client tells of each attempt. */
@@ -79,6 +79,7 @@ export async function createS3Client(
     requestChecksumCalculation: "WHEN_REQUIRED",
     responseChecksumValidation: "WHEN_REQUIRED",
     maxAttempts: 1,
+    logger: SILENT,
     requestHandler: new NodeHttpHandler({
       httpAgent: new http.Agent({ keepAlive: true, maxSockets: SOCKETS_MAX }),
       httpsAgent: new https.Agent({ keepAlive: true, maxSockets: SOCKETS_MAX }),
@@ -149,7 +150,6 @@ function sliceLargeBodies(client: S3Client): void {
       const { body } = request;
       if (request.protocol === "https:" && body instanceof Uint8Array && body.length >= SLICE) {
         request.headers["x-amz-content-sha256"] = "UNSIGNED-PAYLOAD";
-        request.headers["content-length"] = String(body.length);
         request.body = Readable.from(slicesOf(body), { objectMode: false, highWaterMark: SLICE });
       }
       return next(args);

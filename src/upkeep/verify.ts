@@ -5,6 +5,8 @@ import { AppError } from "../errors.ts";
 import { drain, mapOrdered } from "../flow/map-ordered.ts";
 import { DiskMap } from "../repository/layer-stack.ts";
 import type { Manifest, ManifestDisk } from "../repository/manifest.ts";
+import { packKey } from "../repository/names.ts";
+import { checkPackHeader, PACK_HEADER_SIZE } from "../repository/pack.ts";
 import type { PackRef } from "../repository/pack-directory.ts";
 import { openSpan } from "../restore/open-span.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
@@ -55,11 +57,12 @@ export async function verify(
   progress: (done: number, total: number) => void,
 ): Promise<VerifyReport> {
   const used = new Map<string, UsedPack>();
+  const soundLayers = new Set<string>();
   const problems: Problem[] = [];
   for (const manifest of manifests) {
     for (const disk of manifest.disks) {
       await noting(problems, [manifest.generation], run.signal, () =>
-        verifyMap(manifest.generation, disk, tools, used, problems, run.signal),
+        verifyMap(manifest.generation, disk, tools, { used, soundLayers, problems }, run.signal),
       );
     }
   }
@@ -70,6 +73,9 @@ export async function verify(
   let chunksRead = 0;
   let bytesRead = 0;
   const reads = mapOrdered(chosen, GETS, run, async (pack, signal) => {
+    await noting(problems, [...pack.generations], signal, () =>
+      verifyHeader(pack.packRef.pack, tools, signal),
+    );
     for (const span of await spansOf(pack, tools, signal)) {
       await noting(problems, [...pack.generations], signal, async () => {
         const opened = await openSpan(span, tools.repository.store, slabs, tools.workers, signal);
@@ -85,40 +91,53 @@ export async function verify(
   return { generations: manifests.length, packs: packs.length, chunks, chunksRead, bytesRead, problems };
 }
 
-/** Runs a check; what is wrong with the repository is noted, everything else ends the run. */
+/** Runs a check; what is wrong with the repository is noted, everything else ends the run. @returns true: all is well. */
 async function noting(
   problems: Problem[],
   generations: readonly string[],
   signal: AbortSignal,
   check: () => Promise<void>,
-): Promise<void> {
+): Promise<boolean> {
   try {
     await check();
+    return true;
   } catch (error) {
     signal.throwIfAborted();
     if (!(error instanceof AppError) || (error.kind !== "corrupt" && error.code !== "E_NO_OBJECT"))
       throw error;
     problems.push({ message: error.message, code: error.code, generations });
+    return false;
   }
 }
 
-/** One disk's addresses: every chunk's slot exists and is as long as the chunk. */
+/** What is found while the maps are walked. */
+interface Findings {
+  readonly used: Map<string, UsedPack>;
+  /** Generations share layers: each is read once. */
+  readonly soundLayers: Set<string>;
+  readonly problems: Problem[];
+}
+
+/** One disk's layers, to the last bit, and its addresses: every chunk's slot exists and is as long as the chunk. */
 async function verifyMap(
   generation: string,
   disk: ManifestDisk,
   tools: ReadTools,
-  used: Map<string, UsedPack>,
-  problems: Problem[],
+  { used, soundLayers, problems }: Findings,
   signal: AbortSignal,
 ): Promise<void> {
   const { size, chunkSize } = disk;
   const map = await DiskMap.open(tools.repository, disk, signal);
+  for (const layer of map.layers) {
+    if (soundLayers.has(layer.ref.layer)) continue;
+    if (!(await noting(problems, [generation], signal, () => layer.verify(signal)))) return;
+    soundLayers.add(layer.ref.layer);
+  }
   const lost = new Set<string>();
   for await (const run of map.runs(0, chunkCount(size, chunkSize), signal)) {
     if (run.where === "zero" || lost.has(run.where.packRef.pack)) continue;
     const { packRef, slot } = run.where;
-    const sound = problems.length;
-    await noting(problems, [generation], signal, async () => {
+    const sound = await noting(problems, [generation], signal, async () => {
       const directory = await tools.directories.get(packRef, signal);
       const pack = usedPack(used, packRef, generation);
       for (let index = 0; index < run.count; index++) {
@@ -134,8 +153,15 @@ async function verifyMap(
         pack.slots[at >> 3]! |= 1 << (at & 7);
       }
     });
-    if (problems.length > sound) lost.add(packRef.pack); // once a pack is enough
+    if (!sound) lost.add(packRef.pack); // once a pack is enough
   }
+}
+
+/** No restore needs a pack's first bytes, but whoever finds the object by itself does. */
+async function verifyHeader(pack: string, { repository }: ReadTools, signal: AbortSignal): Promise<void> {
+  const header = Buffer.alloc(PACK_HEADER_SIZE);
+  await repository.store.getRange(packKey(pack), 0, header, signal);
+  checkPackHeader(header, repository.config.encrypted, pack);
 }
 
 function usedPack(used: Map<string, UsedPack>, packRef: PackRef, generation: string): UsedPack {

@@ -120,7 +120,7 @@ test("read errors on some blocks: nothing is committed; the next run uploads onl
   const running = repository.run("backup", server.uri);
   while ((await keysUnder(repository, "packs/")).length < 4) await delay(20);
   await writeFile(reached, "");
-  expectFailure(await running, 14, "EIO", server.socket);
+  expectFailure(await running, 14, "EIO", server.uri);
   expect(await keysUnder(repository, "generations/")).toEqual([]);
   const packs = await keysUnder(repository, "packs/");
 

@@ -4,8 +4,8 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import { openStore } from "../../src/store/open.ts";
 import type { ObjectStore } from "../../src/store/store.ts";
-import { failure, pieces } from "../contract/object-store.ts";
-import { FakeS3 } from "../support/fake-s3.ts";
+import { failure, pieces } from "../support/outcomes.ts";
+import { FakeS3, type S3Fault } from "../support/fake-s3.ts";
 
 const signal = new AbortController().signal;
 const SLOW_DOWN = { kind: "answer", status: 503, code: "SlowDown" } as const;
@@ -296,11 +296,43 @@ describe("read", () => {
     }
   });
 
+  test("a body shorter than its range is gone on with", async () => {
+    fake.plan("GetObject", { kind: "resized", bytes: 1000 });
+    const into = Buffer.alloc(5000);
+    await store.getRange("o", 100, into, signal);
+    fake.assertAllHit();
+    expect(into.equals(body.subarray(100, 5100))).toBe(true);
+  });
+
+  test("a body longer than its range is an error, and writes nothing past the buffer", async () => {
+    fake.plan("GetObject", { kind: "resized", bytes: 300_000 });
+    const around = Buffer.alloc(5100, 0xaa);
+    const reading = store.getRange("o", 0, around.subarray(0, 5000), signal);
+    expect(await failure(reading)).toMatchObject({ kind: "corrupt", code: "E_OBJECT_SIZE" });
+    expect(around.subarray(5000).equals(Buffer.alloc(100, 0xaa))).toBe(true);
+  });
+
   test("a server that ignores the range is not believed", async () => {
     fake.plan("GetObject", { kind: "answer", status: 200, code: "x" });
     const reading = store.getRange("o", 0, Buffer.alloc(100), signal);
     expect(await failure(reading)).toMatchObject({ kind: "corrupt", code: "E_OBJECT_SIZE" });
   });
+});
+
+test("a deletion that answers 200 but fails for some keys is an error, tried again where that helps", async () => {
+  const answer = (code: string): S3Fault => ({
+    kind: "answer",
+    status: 200,
+    body: `<DeleteResult>${code === "" ? "" : `<Error><Key>b</Key><Code>${code}</Code></Error>`}</DeleteResult>`,
+  });
+  fake.plan("DeleteObjects", answer("AccessDenied"));
+  const error = await failure(store.delete(["a", "b"], signal));
+  expect(error).toMatchObject({ kind: "credentials", code: "E_ACCESS" });
+  expect(String(error)).toContain("DeleteObjects of b");
+  fake.plan("DeleteObjects", answer("InternalError"));
+  fake.plan("DeleteObjects", answer("NoSuchKey"));
+  await store.delete(["a", "b"], signal);
+  fake.assertAllHit();
 });
 
 describe("the clock", () => {

@@ -19,7 +19,7 @@ import { MiB } from "../../src/bytes/size.ts";
 import { DirectoryStore } from "../../src/store/directory.ts";
 import { directoryError } from "../../src/store/directory-errors.ts";
 import { FileUpload } from "../../src/store/directory-upload.ts";
-import { all, failure, pieces } from "../contract/object-store.ts";
+import { all, failure, pieces } from "../support/outcomes.ts";
 import { runProgram } from "../support/s3-process.ts";
 
 const signal = new AbortController().signal;

@@ -9,7 +9,7 @@ import { MiB } from "../../src/bytes/size.ts";
 import type { S3Options } from "../../src/store/s3-connection.ts";
 import { openStore } from "../../src/store/open.ts";
 import type { ObjectStore } from "../../src/store/store.ts";
-import { failure, pieces } from "../contract/object-store.ts";
+import { failure, pieces } from "../support/outcomes.ts";
 import { minioClient, startMinio } from "../support/minio.ts";
 import { startRgw } from "../support/rgw.ts";
 import { runProgram, type S3Server } from "../support/s3-process.ts";

@@ -13,13 +13,16 @@ export interface CliResult {
 export interface CliOptions {
   readonly env?: Readonly<Record<string, string>>;
   readonly cwd?: string;
+  /** A program that starts ours, with its own arguments: `["prlimit", "--fsize=1000"]`. */
+  readonly under?: readonly string[];
   /** Given the process as soon as it runs: to send it signals. */
   readonly started?: (child: ChildProcess) => void;
 }
 
 /** Runs the built program as a user does. */
 export async function runCli(args: readonly string[], options: CliOptions = {}): Promise<CliResult> {
-  const child = spawn(process.execPath, [BIN, ...args], {
+  const [program, ...before] = [...(options.under ?? []), process.execPath];
+  const child = spawn(program!, [...before, BIN, ...args], {
     stdio: ["ignore", "pipe", "pipe"],
     env: { ...process.env, ...options.env },
     ...(options.cwd !== undefined && { cwd: options.cwd }),

@@ -13,18 +13,21 @@ import { buffer } from "node:stream/consumers";
  * - `silent`   it is carried out, the answer never comes
  * - `cut`      the answer's body ends after so many bytes, by a reset
  * - `stall`    the answer's body stops after so many bytes, and the connection stays
+ * - `resized`  the body has so many bytes, and the right length for them, whatever the other headers say
  * - `answer`   this answer instead, and nothing is done
  * - `claims`   the answer's headers are replaced by these
  */
 export type S3Fault =
   | { readonly kind: "lost" | "dropped" | "silent" }
-  | { readonly kind: "cut" | "stall"; readonly bytes: number }
+  | { readonly kind: "cut" | "stall" | "resized"; readonly bytes: number }
   | {
       readonly kind: "answer";
       readonly status: number;
       readonly code?: string;
       readonly fields?: Readonly<Record<string, string>>;
       readonly headers?: Readonly<Record<string, string>>;
+      /** XML instead of S3's error document. */
+      readonly body?: string;
     }
   | { readonly kind: "claims"; readonly headers: Readonly<Record<string, string>> };
 
@@ -108,6 +111,9 @@ export class FakeS3 {
         : this.#do(operation, key, url.searchParams, request, body);
     if (fault?.kind === "lost") return void request.socket.destroy();
     if (fault?.kind === "silent") return;
+    if (fault?.kind === "resized") {
+      reply.body = Buffer.concat([reply.body, Buffer.alloc(fault.bytes)]).subarray(0, fault.bytes);
+    }
     const claims = fault?.kind === "claims" ? fault.headers : {};
     const length = request.method === "HEAD" ? (reply.headers["content-length"] ?? 0) : reply.body.length;
     response.writeHead(reply.status, {
@@ -184,6 +190,7 @@ export class FakeS3 {
 
 function operationOf(method: string, key: string, query: URLSearchParams): string {
   const target = key === "" ? "Bucket" : "Object";
+  if (method === "POST" && query.has("delete")) return "DeleteObjects";
   if (method === "POST") return query.has("uploads") ? "CreateMultipartUpload" : "CompleteMultipartUpload";
   if (query.has("uploadId")) return method === "PUT" ? "UploadPart" : "AbortMultipartUpload";
   if (method === "GET" && query.has("list-type")) return "ListObjectsV2";
@@ -208,9 +215,10 @@ function errorReply(
   more: {
     readonly fields?: Readonly<Record<string, string>>;
     readonly headers?: Readonly<Record<string, string>>;
+    readonly body?: string;
   } = {},
 ): Reply {
   const fields = Object.entries(more.fields ?? {}).map(([name, value]) => `<${name}>${value}</${name}>`);
-  const reply = xml(status, `<Error><Code>${code}</Code>${fields.join("")}</Error>`);
+  const reply = xml(status, more.body ?? `<Error><Code>${code}</Code>${fields.join("")}</Error>`);
   return { ...reply, headers: { ...reply.headers, ...more.headers } };
 }

@@ -1,7 +1,7 @@
 import { getEventListeners } from "node:events";
 import { expect, test } from "vitest";
 import { untilAborted } from "../../../src/store/body.ts";
-import { all, failure } from "../../contract/object-store.ts";
+import { all, failure } from "../../support/outcomes.ts";
 
 async function* numbers(count: number, ended?: () => void): AsyncGenerator<number> {
   try {
