@@ -54,7 +54,7 @@ export interface Copied {
 }
 
 /**
- * The run between its begin and its end record, in the order that keeps every promise (FORMAT.md, "The end of a
+ * The run between its begin and its end record, in the order that keeps every promise (FORMAT.md, "Order of a
  * backup"): read; make sure that what was read was the point in time; layers and index; manifest; then look again
  * for what a prune condemned meanwhile; and only then let go of the point in time.
  */

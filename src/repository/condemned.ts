@@ -21,7 +21,7 @@ const condemnedSchema = z
   })
   .readonly();
 
-/** What a prune is going to delete: stays as a tombstone afterwards (FORMAT.md, "Condemned"). */
+/** What a prune is going to delete: stays as a tombstone afterwards (FORMAT.md, "Condemned and damaged"). */
 export type CondemnedRecord = z.infer<typeof condemnedSchema>;
 
 /** Every object that some prune has condemned. */

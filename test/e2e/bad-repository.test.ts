@@ -96,8 +96,7 @@ describe("a directory", () => {
   test("of a newer version: nothing is touched", async () => {
     const repository = await directoryRepository();
     const config = join(repository.location, "repository.json");
-    const { sha256: _, ...document } = JSON.parse(await readFile(config, "utf8")) as Record<string, unknown>;
-    expect(decodeRecord(await readFile(config), "config")).toEqual(document);
+    const document = decodeRecord(await readFile(config), "repository.json");
     await writeFile(config, encodeRecord({ ...document, format: 2, shards: 7 }));
     const before = await repository.objects();
     expectFailure(await repository.run("list"), 2, repository.location, "format 2", "update blockhaul");

@@ -1,0 +1,198 @@
+import { execFile, spawnSync } from "node:child_process";
+import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { promisify } from "node:util";
+import type { Command } from "commander";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
+import { MiB } from "../../src/bytes/size.ts";
+import { EXIT_CODE, EXIT_WARNINGS } from "../../src/cli/exit-codes.ts";
+import { buildProgram } from "../../src/cli/main.ts";
+import { runCli } from "../support/cli.ts";
+import { nbdkit, qemuImg, qemuIo } from "../support/exported-images.ts";
+import { compareFiles } from "../support/images.ts";
+import { attachLoop, loopDevicesWork } from "../support/loop-device.ts";
+import { startMinio } from "../support/minio.ts";
+import { startQemuNbd } from "../support/qemu-nbd.ts";
+import type { S3Server } from "../support/s3-process.ts";
+
+const ROOT = resolve(import.meta.dirname, "../..");
+const README = readFileSync(join(ROOT, "README.md"), "utf8");
+
+/** Lines of the indented blocks, without comments. */
+const BLOCK_LINES = README.split("\n")
+  .filter((line) => line.startsWith("    "))
+  .map((line) => line.trim().replace(/ +# .*$/, ""));
+
+/** Code within the text and the tables. */
+const INLINE = [...README.matchAll(/`([^`\n]+)`/g)].map(([, code]) => code!);
+
+/** The words of a command line, as a shell takes it apart. */
+function words(line: string): string[] {
+  const { status, stdout } = spawnSync("bash", ["-c", `printf '%s\\0' ${line}`], { encoding: "utf8" });
+  if (status !== 0) throw new Error(`bash does not understand: ${line}`);
+  return stdout.split("\0").slice(0, -1);
+}
+
+/** Lets the program read the command line and do nothing. @throws CommanderError for what it would refuse. */
+async function parse(line: string): Promise<void> {
+  const program = buildProgram().exitOverride();
+  const quiet = { writeErr: () => undefined, writeOut: () => undefined };
+  for (const command of [program, ...program.commands]) command.configureOutput(quiet);
+  for (const command of program.commands) command.action(() => undefined);
+  await program.parseAsync(words(line.replace(/^blockhaul/, "")), { from: "user" });
+}
+
+function flagsOf(command: Command): string[] {
+  return command.options.flatMap(({ long, short }) => [long, short].filter((flag) => flag !== undefined));
+}
+
+describe("what README.md and --help say is what the program knows", () => {
+  test("every command line in README.md parses, whatever it needs to run", async () => {
+    // also behind the times of a cron line, and what a shell would complete
+    const lines = [...BLOCK_LINES, ...INLINE].flatMap(
+      (line) => /\bblockhaul [a-z][^)]*/.exec(line)?.[0] ?? [],
+    );
+    expect(lines.length).toBeGreaterThan(15);
+    for (const line of lines) await expect(parse(line), line).resolves.toBeUndefined();
+    await expect(parse("blockhaul backup nbd://h/x --no-such-flag")).rejects.toThrow("--no-such-flag");
+  });
+
+  test("every flag that README.md names is one", () => {
+    const program = buildProgram();
+    const known = new Set([...flagsOf(program), ...program.commands.flatMap(flagsOf), "--help"]);
+    const others = /^(qemu-nbd|npm) /;
+    const text = [...BLOCK_LINES, ...INLINE].filter((line) => !others.test(line)).join("\n");
+    const named = [...text.matchAll(/(?<![\w-])--?[a-z][a-z-]*/g)].map(([flag]) => flag);
+    expect(named.length).toBeGreaterThan(15);
+    expect([...new Set(named)].filter((flag) => !known.has(flag))).toEqual([]);
+  });
+
+  test("every example of --help parses", async () => {
+    const program = buildProgram();
+    for (const name of ["", ...program.commands.map((command) => command.name())]) {
+      const { stdout, code } = await runCli([...(name === "" ? [] : [name]), "--help"]);
+      expect(code).toBe(0);
+      const examples = [...stdout.matchAll(/^ {2}(blockhaul [a-z].*)$/gm)].map(([, line]) => line!);
+      if (name !== "demo" && name !== "completion") expect(examples, name).not.toEqual([]);
+      for (const line of examples) await expect(parse(line), line).resolves.toBeUndefined();
+    }
+  });
+
+  test("the exit codes are those of src/cli/exit-codes.ts, in README.md and in --help", async () => {
+    const codes = [0, EXIT_WARNINGS, ...Object.values(EXIT_CODE)];
+    const wanted = [...new Set(codes)].sort((a, b) => a - b);
+    const table = /## Exit codes\n([\s\S]*?)\n## /.exec(README)![1]!;
+    expect([...table.matchAll(/^\| (\d+) +\|/gm)].map(([, code]) => Number(code))).toEqual(wanted);
+    const { stdout } = await runCli(["--help"]);
+    const help = /Exit codes: ([\s\S]*)/.exec(stdout)![1]!;
+    expect([...help.matchAll(/(?<!\w)(\d+) [a-z]/g)].map(([, code]) => Number(code))).toEqual(wanted);
+  });
+
+  test("the environment variables are those of src/settings.ts, and files that are named exist", async () => {
+    const settings = await readFile(join(ROOT, "src/settings.ts"), "utf8");
+    const named = new Set([...README.matchAll(/BLOCKHAUL_[A-Z_]+/g)].map(([name]) => name));
+    const read = new Set([...settings.matchAll(/\["(BLOCKHAUL_[A-Z_]+)"\]/g)].map(([, name]) => name));
+    expect([...named].sort()).toEqual([...read].sort());
+    for (const path of INLINE.filter((code) => /^src\/\S+$/.test(code))) {
+      await expect(readFile(join(ROOT, path)), path).resolves.toBeDefined();
+    }
+  });
+});
+
+describe("README.md, line by line", () => {
+  let minio: S3Server;
+  let folder: string;
+  let env: Record<string, string>;
+
+  beforeAll(async () => {
+    minio = await startMinio();
+    folder = await mkdtemp(join(tmpdir(), "blockhaul-readme-"));
+    const program = join(folder, "blockhaul");
+    await writeFile(program, `#!/bin/sh\nexec "${process.execPath}" "${ROOT}/bin/blockhaul.js" "$@"\n`);
+    await chmod(program, 0o755);
+    env = {
+      ...minio.env,
+      PATH: `${folder}:${process.env["PATH"] ?? ""}`,
+      BLOCKHAUL_CACHE_DIR: join(folder, "cache"),
+    };
+  });
+
+  afterAll(async () => {
+    await minio.stop();
+    await rm(folder, { recursive: true, force: true });
+  });
+
+  /** Runs one line in a shell; `export` lasts. @throws Error when it fails. */
+  async function shell(line: string): Promise<string> {
+    const [, name, value] = /^export (\w+)=(.*)$/.exec(line) ?? [];
+    if (name !== undefined) env[name] = value!;
+    const run = promisify(execFile);
+    return (await run("bash", ["-c", line], { cwd: folder, env: { ...process.env, ...env } })).stdout;
+  }
+
+  test("all of it runs, from the first init to doctor", async () => {
+    const bucket = await minio.createBucket("my-bucket");
+    const [image, socket, pid] = ["web.qcow2", "web.sock", "pid"].map((name) => join(folder, name));
+    await qemuImg("create", "-q", "-f", "qcow2", image!, "8M");
+    await qemuIo("qcow2", image!, "write -P 1 0 3M", "write -P 2 5M 1M");
+    await qemuImg("bitmap", "--add", image!, "b1");
+    const target = await nbdkit(["memory", "8M"]);
+    await writeFile(join(folder, "device"), Buffer.alloc(9 * MiB, 0xaa));
+    const device = loopDevicesWork() ? attachLoop(join(folder, "device")) : join(folder, "device");
+    const uri = `nbd+unix:///web?socket=${socket!}`;
+    const mapped: readonly [RegExp, string][] = [
+      [/s3:\/\/my-bucket\//, `s3://${bucket}/`],
+      [/\/vms\?endpoint=[^&']*/, `/others?endpoint=${minio.endpoint}`], // a second repository, by its URL alone
+      [/socket=\/(?:tmp|run)\/web\.sock/, `socket=${socket!}`],
+      [/--fork/, `--fork --pid-file=${pid!}`],
+      [/\/dev\/vg0\/web/, device],
+      [/nbd:\/\/127\.0\.0\.1\/target/, `'${target.uri}'`],
+      [/nbd:\/\/host\/web/, `'${uri}'`],
+      [/2026-11-2[12]T03:00Z/, new Date(Date.now() + 3_600_000).toISOString()],
+      [/2026-11-2[12]/, "2999-12-31"],
+      [/^17 3 \* \* \* /, ""],
+    ];
+    onTestFinished(async () => {
+      const running = await readFile(pid!, "utf8").catch(() => "");
+      if (running !== "") process.kill(Number(running));
+    });
+    const ran: string[] = [];
+    const notRun = BLOCK_LINES.filter((line) => /^npm /.test(line) || line === "");
+    for (const line of BLOCK_LINES.filter((one) => !notRun.includes(one))) {
+      const concrete = mapped.reduce((text, [from, to]) => text.replace(from, () => to), line);
+      const withBitmap = concrete.includes("--bitmap");
+      if (withBitmap) {
+        // README.md exports the bitmap by fleecing; here an idle image takes its place
+        process.kill(Number(await readFile(pid!, "utf8")));
+        await rm(pid!);
+        await qemuIo("qcow2", image!, "write -P 3 1M 64k");
+        const server = await startQemuNbd(["--read-only", "--format=qcow2", "--bitmap=b1", image!], {
+          exportName: "web",
+        });
+        onTestFinished(() => server.stop());
+        await rm(socket!, { force: true });
+        await shell(`ln -s ${server.socket} ${socket!}`);
+      }
+      const stdout = await shell(concrete);
+      ran.push(line);
+      if (withBitmap) expect(stdout).toMatch(/incremental: bitmap b1 since generation/);
+    }
+    expect(ran.filter((line) => line.startsWith("blockhaul ")).length).toBeGreaterThanOrEqual(15);
+    expect(notRun.map((line) => line.split(" ").slice(0, 2).join(" "))).toEqual([
+      "npm run",
+      "npm ci",
+      "npm link",
+    ]);
+    await qemuImg("convert", "-O", "raw", image!, join(folder, "truth.raw"));
+    expect(await compareFiles(join(folder, "web.raw"), join(folder, "truth.raw"))).toBeUndefined();
+  });
+
+  test("the demo shows what it promises", async () => {
+    const { code, stdout, stderr } = await runCli(["demo", "--size", "64MiB"], { env });
+    expect(code, stderr).toBe(0);
+    expect(stderr.match(/equal, byte for byte/g)).toHaveLength(2);
+    expect(stdout).toMatch(/^2 generations, 128 MiB/);
+  });
+});
