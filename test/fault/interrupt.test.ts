@@ -84,10 +84,22 @@ async function newPlace(kind: "directory" | "bucket"): Promise<Place> {
   const partSize = store.limits.partSizeMin === 1 ? 256 * KiB : store.limits.partSizeMin;
   const repository = await createRepository(store, { chunkSize: CHUNK, packSize: 6 * MiB, partSize }, never);
   workers ??= await startWorkers(repository);
-  const location = path ?? minio.location(bucket, name).replace(encodeURIComponent(minio.endpoint), encodeURIComponent(gate.endpoint));
+  const location =
+    path ??
+    minio
+      .location(bucket, name)
+      .replace(encodeURIComponent(minio.endpoint), encodeURIComponent(gate.endpoint));
   const cacheDir = join(folder, `cache-${places}`);
   const env = { ...minio.env, AWS_ENDPOINT_URL: gate.endpoint };
-  return { content: new Map(), location, env, repository, cacheDir, path, args: ["-r", location, "--cache-dir", cacheDir] };
+  return {
+    content: new Map(),
+    location,
+    env,
+    repository,
+    cacheDir,
+    path,
+    args: ["-r", location, "--cache-dir", cacheDir],
+  };
 }
 
 /** What is left behind that should not be. */
@@ -136,7 +148,11 @@ async function expectNextRunIsRight(place: Place): Promise<void> {
       ...request,
       diskNames: ["web"],
       open: (_, signal) =>
-        openNbdExports([{ name: "web", address: parseNbdUri(disk.uri), bitmap: undefined }], undefined, signal),
+        openNbdExports(
+          [{ name: "web", address: parseNbdUri(disk.uri), bitmap: undefined }],
+          undefined,
+          signal,
+        ),
       holder: thisProcess(),
       isGone,
     },
@@ -282,29 +298,32 @@ test(`interrupted at random times, again and again, the repository stays right (
 });
 
 describe("restore", () => {
-  test.each(["SIGINT", "SIGKILL"] as const)("%s in the middle leaves no file under the target's name", async (signal) => {
-    const place = await newPlace("bucket");
-    await expectNextRunIsRight(place);
-    const targets = join(folder, `targets-${signal}`);
-    await mkdir(targets);
-    const to = join(targets, "web.raw");
-    const reached = gate.arm({ request: /GET .*\/packs\//, when: "before", skip: 4 });
-    const result = await runCli(["restore", ...place.args, "web", "--to", to], {
-      env: place.env,
-      started: (child) => {
-        void reached.then(() => child.kill(signal));
-      },
-    });
-    gate.release();
-    if (signal === "SIGINT") {
-      expect(result.code, result.stderr).toBe(130);
-      expect(await readdir(targets)).toEqual([]);
-    } else {
-      expect(result.signal).toBe("SIGKILL");
-      await expect(stat(to)).rejects.toMatchObject({ code: "ENOENT" });
-    }
-    const again = await runCli(["restore", ...place.args, "web", "--to", to], { env: place.env });
-    expect(again.code, again.stderr).toBe(0);
-    expect((await stat(to)).size).toBe(DISK);
-  });
+  test.each(["SIGINT", "SIGKILL"] as const)(
+    "%s in the middle leaves no file under the target's name",
+    async (signal) => {
+      const place = await newPlace("bucket");
+      await expectNextRunIsRight(place);
+      const targets = join(folder, `targets-${signal}`);
+      await mkdir(targets);
+      const to = join(targets, "web.raw");
+      const reached = gate.arm({ request: /GET .*\/packs\//, when: "before", skip: 4 });
+      const result = await runCli(["restore", ...place.args, "web", "--to", to], {
+        env: place.env,
+        started: (child) => {
+          void reached.then(() => child.kill(signal));
+        },
+      });
+      gate.release();
+      if (signal === "SIGINT") {
+        expect(result.code, result.stderr).toBe(130);
+        expect(await readdir(targets)).toEqual([]);
+      } else {
+        expect(result.signal).toBe("SIGKILL");
+        await expect(stat(to)).rejects.toMatchObject({ code: "ENOENT" });
+      }
+      const again = await runCli(["restore", ...place.args, "web", "--to", to], { env: place.env });
+      expect(again.code, again.stderr).toBe(0);
+      expect((await stat(to)).size).toBe(DISK);
+    },
+  );
 });

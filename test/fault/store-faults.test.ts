@@ -98,7 +98,9 @@ describe.each(PLACES)("%s of %s", (operation, key) => {
     const fault: Fault = { operation, kind, key };
     const faulty = new FaultyStore(store, fault);
     const disk = diskOf(2);
-    const outcome: unknown = await backups.backup([disk], { ...fresh(), store: faulty }).catch((error: unknown) => error);
+    const outcome: unknown = await backups
+      .backup([disk], { ...fresh(), store: faulty })
+      .catch((error: unknown) => error);
     faulty.assertAllHit();
     if (outcome instanceof Error) expect(outcome).toMatchObject({ name: "AppError", kind: "unavailable" });
     await expectSound(backups, store, disk);
@@ -113,7 +115,6 @@ describe.each(PLACES)("%s of %s", (operation, key) => {
     if (outcome instanceof Error) expect(outcome).toMatchObject({ name: "AppError", kind: "unavailable" });
     await expectSound(backups, store, disk);
   });
-
 });
 
 /** What a stopped run does to clean up has its own time limits, and no run to stop it. */
@@ -170,7 +171,9 @@ describe("a MinIO that is killed", () => {
   /** A disk whose 13th read is the moment. */
   function diskWith(moment: () => Promise<void>): ScriptedDisk {
     const { bytes } = diskOf(3, SIZE);
-    return new ScriptedDisk("vda", bytes, { onRead: (offset) => (offset === 12 * MiB ? moment() : undefined) });
+    return new ScriptedDisk("vda", bytes, {
+      onRead: (offset) => (offset === 12 * MiB ? moment() : undefined),
+    });
   }
 
   test("and comes back: the backup rides it out", async () => {
@@ -234,7 +237,11 @@ describe("a directory that disappears", () => {
     await mkdir(path);
     const store = new DirectoryStore(path);
     const sizes = { chunkSize: CHUNK, packSize: MiB, partSize: CHUNK };
-    const backups = Backups.with(await createRepository(store, sizes, never), join(folder, "unplugged-cache"), workers);
+    const backups = Backups.with(
+      await createRepository(store, sizes, never),
+      join(folder, "unplugged-cache"),
+      workers,
+    );
     const { bytes } = diskOf(4, 40 * MiB);
     const disk = new ScriptedDisk("vda", bytes, {
       onRead: async (offset) => {

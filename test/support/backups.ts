@@ -122,13 +122,7 @@ export class Backups {
 
   /** All generations, every byte. */
   async verify(): Promise<VerifyReport> {
-    return await verify(
-      await this.generations(),
-      100,
-      this.tools(),
-      new AbortController(),
-      () => undefined,
-    );
+    return await verify(await this.generations(), 100, this.tools(), new AbortController(), () => undefined);
   }
 }
 

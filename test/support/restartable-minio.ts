@@ -2,7 +2,14 @@ import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { minioClient } from "./minio.ts";
-import { answers, describeServer, freePort, needProgram, startProcess, type ServerProcess } from "./s3-process.ts";
+import {
+  answers,
+  describeServer,
+  freePort,
+  needProgram,
+  startProcess,
+  type ServerProcess,
+} from "./s3-process.ts";
 
 /** A MinIO server that can be killed in the middle of a run and come back with what it had, on the same port. */
 export interface RestartableMinio {

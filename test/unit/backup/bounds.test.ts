@@ -5,7 +5,7 @@ import { AppError } from "../../../src/errors.ts";
 import { FaultyStore } from "../../support/faulty-store.ts";
 import { HookedStore } from "../../support/hooked-store.ts";
 import { MemoryStore } from "../../support/memory-store.ts";
-import { diskOf, newBackups, numbers } from "./chunks.ts";
+import { diskOf, expectSame, newBackups, numbers } from "./chunks.ts";
 
 const READS_MAX = 16; // reads under way at once
 const SLABS = 24; // batches in memory at once
@@ -28,7 +28,7 @@ async function expectClean(backups: Awaited<ReturnType<typeof newBackups>>): Pro
   expect(left).toEqual([]);
   const disk = diskOf([1, 2, 3]);
   const { manifest } = await backups.backup([disk]);
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), disk.bytes);
 }
 
 test("a source that never answers: reads are bounded, and an abort ends everything", async () => {
@@ -65,7 +65,10 @@ test("one read that never answers holds up what is behind it, within bounds", as
 test("a store that never answers: what was read and waits is bounded, and an abort ends everything", async () => {
   const backups = await newBackups();
   const run = new AbortController();
-  const store = new FaultyStore(backups.store, ...Array.from({ length: 5 }, () => ({ operation: "part", kind: "hang" }) as const));
+  const store = new FaultyStore(
+    backups.store,
+    ...Array.from({ length: 5 }, () => ({ operation: "part", kind: "hang" }) as const),
+  );
   const disk = diskOf(numbers(1, 60 * BATCH));
   const backup = backups.backup([disk], { run, store });
   backup.catch(() => undefined);
@@ -81,7 +84,10 @@ const storeFailed = new AppError("full", "E_STORE_FULL", "The store is full");
 
 test("the source's error is the one told, not what it causes in the store", async () => {
   const backups = await newBackups();
-  const store = new FaultyStore(backups.store, ...Array.from({ length: 5 }, () => ({ operation: "part", kind: "hang" }) as const));
+  const store = new FaultyStore(
+    backups.store,
+    ...Array.from({ length: 5 }, () => ({ operation: "part", kind: "hang" }) as const),
+  );
   const disk = diskOf(numbers(1, 20 * BATCH), {
     onRead: async (offset) => {
       if (offset < 15 * BATCH * 65536) return;
@@ -139,7 +145,9 @@ test("a run that is aborted before it begins changes nothing", async () => {
 test("an abort is obeyed wherever it comes, and the next run is right", async () => {
   const backups = await newBackups({ packChunks: 4 });
   const steps: string[] = [];
-  const log = new HookedStore(backups.store, { before: (operation, key) => void steps.push(`${operation} ${key}`) });
+  const log = new HookedStore(backups.store, {
+    before: (operation, key) => void steps.push(`${operation} ${key}`),
+  });
   await backups.backup([diskOf(numbers(1, 9))], { store: log, source: "log", scope: "off" });
   for (let stop = 0; stop < steps.length; stop++) {
     const run = new AbortController();
@@ -151,7 +159,9 @@ test("an abort is obeyed wherever it comes, and the next run is right", async ()
     });
     const source = `s${stop}`;
     const disk = diskOf(numbers(1, 9));
-    const outcome = await backups.backup([disk], { run, store, source, scope: "off" }).catch((error: unknown) => error);
+    const outcome = await backups
+      .backup([disk], { run, store, source, scope: "off" })
+      .catch((error: unknown) => error);
     const at = steps[stop]!;
     if (outcome instanceof Error) expect(outcome, at).toBe(interrupted);
     const ours = [...backups.store.objects.keys()].filter((key) => key.startsWith(`leases/${source}/`));

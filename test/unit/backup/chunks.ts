@@ -1,5 +1,5 @@
 import { hash } from "node:crypto";
-import { afterAll } from "vitest";
+import { afterAll, expect } from "vitest";
 import type { ChunkWorkers } from "../../../src/chunk/workers.ts";
 import { Backups, startWorkers } from "../../support/backups.ts";
 import { memoryRepository } from "../../support/memory-repository.ts";
@@ -52,4 +52,13 @@ export async function newBackups(
   workers ??= startWorkers(repository);
   const backups = await Backups.start(repository, await workers);
   return Object.assign(backups, { store: repository.store });
+}
+
+/** As `toEqual`, which takes minutes to describe how two disks differ. */
+export function expectSame(actual: Buffer, expected: Buffer): void {
+  const chunk = actual.equals(expected)
+    ? undefined
+    : actual.findIndex((byte, index) => byte !== expected[index]) / CHUNK;
+  expect(chunk, "the first chunk that differs").toBeUndefined();
+  expect(actual.length).toBe(expected.length);
 }

@@ -6,13 +6,17 @@ import { condemnedKey, layerKey, newUuid, packKey } from "../../../src/repositor
 import { FaultyStore } from "../../support/faulty-store.ts";
 import { HookedStore } from "../../support/hooked-store.ts";
 import type { ScriptedDisk } from "../../support/scripted-disk.ts";
-import { diskOf, newBackups, numbers, unchangedDisk } from "./chunks.ts";
+import { diskOf, expectSame, newBackups, numbers, unchangedDisk } from "./chunks.ts";
 
 const never = new AbortController().signal;
 type TestBackups = Awaited<ReturnType<typeof newBackups>>;
 
 /** What a prune would write. */
-async function condemn(backups: TestBackups, packs: readonly string[], layers: readonly string[]): Promise<void> {
+async function condemn(
+  backups: TestBackups,
+  packs: readonly string[],
+  layers: readonly string[],
+): Promise<void> {
   const { repository, store } = backups;
   const prune = newUuid();
   const key = condemnedKey(prune);
@@ -43,7 +47,7 @@ function atCommit(backups: TestBackups, work: () => Promise<void>): HookedStore 
 async function expectRestores(backups: TestBackups, report: BackupReport, disk: ScriptedDisk): Promise<void> {
   const generations = await backups.generations();
   expect(generations.at(-1)!.generation).toBe(report.manifest.generation);
-  expect(await backups.restore(generations.at(-1)!.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(generations.at(-1)!.disks[0]!), disk.bytes);
 }
 
 function layersOf(disk: ManifestDisk): string[] {
@@ -90,8 +94,8 @@ test("R1: what is condemned before the run begins is not used, by dedup neither"
   const rescan = await backups.backup([disk]);
   const other = await backups.backup([diskOf(numbers(1, 5))], { source: "db", full: true });
   for (const pack of packs) backups.store.objects.delete(packKey(pack));
-  expect(await backups.restore(rescan.manifest.disks[0]!)).toEqual(disk.bytes);
-  expect(await backups.restore(other.manifest.disks[0]!)).toEqual(diskOf(numbers(1, 5)).bytes);
+  expectSame(await backups.restore(rescan.manifest.disks[0]!), disk.bytes);
+  expectSame(await backups.restore(other.manifest.disks[0]!), diskOf(numbers(1, 5)).bytes);
   expect(rescan.manifest.reason, "no repair was needed").toMatch(/^no dirty bitmap/);
 });
 
@@ -100,28 +104,31 @@ test.each([
   ["a rescan, the packs being gone", false, true],
   ["an incremental", true, false],
   ["an incremental, the packs being gone", true, true],
-])("R1: a run that died between commit and check is repaired by the next: %s", async (_, incremental, gone) => {
-  const backups = await newBackups({ packChunks: 4 });
-  const contents = numbers(1, 13);
-  await backups.backup([diskOf(contents)], { source: "db" });
-  const packs = namesUnder(backups, "packs/").slice(0, 2);
-  const store = new FaultyStore(
-    atCommit(backups, () => condemn(backups, packs, [])),
-    { operation: "list", key: /^condemned/, kind: "before", skip: 1 },
-  );
-  await expect(backups.backup([diskOf(contents)], { store })).rejects.toMatchObject({ code: "E_STORE" });
-  store.assertAllHit();
-  if (gone) for (const pack of packs) backups.store.objects.delete(packKey(pack));
-  const parent = (await backups.generations()).find(({ source }) => source === "web")!;
-  const disk = incremental ? unchangedDisk(contents) : diskOf(contents);
-  const report = await backups.backup(
-    [disk],
-    incremental ? { bitmap: "b0", parent: parent.generation } : {},
-  );
-  for (const pack of packs) backups.store.objects.delete(packKey(pack));
-  await expectRestores(backups, report, disk);
-  expect(report.stats.chunksUnchanged + report.stats.chunksStored).toBeLessThanOrEqual(contents.length);
-});
+])(
+  "R1: a run that died between commit and check is repaired by the next: %s",
+  async (_, incremental, gone) => {
+    const backups = await newBackups({ packChunks: 4 });
+    const contents = numbers(1, 13);
+    await backups.backup([diskOf(contents)], { source: "db" });
+    const packs = namesUnder(backups, "packs/").slice(0, 2);
+    const store = new FaultyStore(
+      atCommit(backups, () => condemn(backups, packs, [])),
+      { operation: "list", key: /^condemned/, kind: "before", skip: 1 },
+    );
+    await expect(backups.backup([diskOf(contents)], { store })).rejects.toMatchObject({ code: "E_STORE" });
+    store.assertAllHit();
+    if (gone) for (const pack of packs) backups.store.objects.delete(packKey(pack));
+    const parent = (await backups.generations()).find(({ source }) => source === "web")!;
+    const disk = incremental ? unchangedDisk(contents) : diskOf(contents);
+    const report = await backups.backup(
+      [disk],
+      incremental ? { bitmap: "b0", parent: parent.generation } : {},
+    );
+    for (const pack of packs) backups.store.objects.delete(packKey(pack));
+    await expectRestores(backups, report, disk);
+    expect(report.stats.chunksUnchanged + report.stats.chunksStored).toBeLessThanOrEqual(contents.length);
+  },
+);
 
 test("R1: prunes that get in the way again and again end the run with a word about it", async () => {
   const backups = await newBackups({ packChunks: 4 });
@@ -132,5 +139,7 @@ test("R1: prunes that get in the way again and again end the run with a word abo
       }
     },
   });
-  await expect(backups.backup([diskOf(numbers(1, 5))], { store })).rejects.toMatchObject({ code: "E_CONDEMNED" });
+  await expect(backups.backup([diskOf(numbers(1, 5))], { store })).rejects.toMatchObject({
+    code: "E_CONDEMNED",
+  });
 });

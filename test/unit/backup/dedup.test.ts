@@ -9,7 +9,7 @@ import type { Backups } from "../../support/backups.ts";
 import { FaultyStore } from "../../support/faulty-store.ts";
 import { HookedStore } from "../../support/hooked-store.ts";
 import type { MemoryStore } from "../../support/memory-store.ts";
-import { CHUNK, diskOf, idOf, newBackups, numbers, unchangedDisk } from "./chunks.ts";
+import { CHUNK, diskOf, expectSame, idOf, newBackups, numbers, unchangedDisk } from "./chunks.ts";
 
 const never = new AbortController().signal;
 
@@ -52,7 +52,7 @@ test("a chunk is stored once, whichever disk or source it comes from", async () 
   expect(first.stats).toMatchObject({ chunksStored: 3, chunksDeduplicated: 3 });
   const second = await backups.backup([diskOf([3, 2, 1, 4])], { source: "db" });
   expect(second.stats).toMatchObject({ chunksStored: 1, chunksDeduplicated: 3 });
-  expect(await backups.restore(first.manifest.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(first.manifest.disks[0]!), disk.bytes);
   const own = await backups.backup([diskOf([3, 2, 1, 4])], { source: "mail", scope: "source" });
   expect(own.stats).toMatchObject({ chunksStored: 4, chunksDeduplicated: 0 });
 });
@@ -64,7 +64,7 @@ test("R8: a cache that points at other slots costs storage, never the content", 
   const disk = diskOf(numbers(1, 9));
   const { manifest, stats } = await backups.backup([disk], { source: "db" });
   expect(stats).toMatchObject({ chunksStored: 8, chunksDeduplicated: 0 });
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), disk.bytes);
 });
 
 test("R8: what this run has stored is confirmed too, once it is known from the cache alone", async () => {
@@ -82,7 +82,7 @@ test("R8: what this run has stored is confirmed too, once it is known from the c
     },
   });
   const { manifest } = await backups.backup([disk]);
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), disk.bytes);
 });
 
 test("a repeated chunk finds its first copy though the cache has lost it", async () => {
@@ -92,12 +92,13 @@ test("a repeated chunk finds its first copy though the cache has lost it", async
   const disk = diskOf(contents);
   const store = new HookedStore(backups.store, {
     after: (operation) => {
-      if (operation === "complete") setImmediate(() => onCache(backups, (cache) => cache.exec("DELETE FROM chunks")));
+      if (operation === "complete")
+        setImmediate(() => onCache(backups, (cache) => cache.exec("DELETE FROM chunks")));
     },
   });
   const { manifest, stats } = await backups.backup([disk], { store });
   expect(stats).toMatchObject({ chunksStored: 8, chunksDeduplicated: 8 });
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), disk.bytes);
 });
 
 test("R11: chunks of a pack that was never completed are known to nobody", async () => {
@@ -106,7 +107,8 @@ test("R11: chunks of a pack that was never completed are known to nobody", async
   let known: unknown;
   const store = new HookedStore(faulty, {
     before: (operation) => {
-      if (operation === "complete") known = onCache(backups, (cache) => cache.prepare("SELECT * FROM chunks").all());
+      if (operation === "complete")
+        known = onCache(backups, (cache) => cache.prepare("SELECT * FROM chunks").all());
     },
   });
   const disk = diskOf(numbers(1, 5));
@@ -117,13 +119,14 @@ test("R11: chunks of a pack that was never completed are known to nobody", async
   expect(backups.store.uploads.size).toBe(0);
   const { manifest, stats } = await backups.backup([disk]);
   expect(stats.chunksStored).toBe(4);
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), disk.bytes);
 });
 
 test("R5: packs that no index object lists any more are not pointed at", async () => {
   const backups = await newBackups();
   await backups.backup([diskOf(numbers(1, 5))]);
-  for (const key of backups.store.objects.keys()) if (key.startsWith("index/")) backups.store.objects.delete(key);
+  for (const key of backups.store.objects.keys())
+    if (key.startsWith("index/")) backups.store.objects.delete(key);
   const { stats } = await backups.backup([diskOf(numbers(1, 5))], { source: "db" });
   expect(stats).toMatchObject({ chunksStored: 4, chunksDeduplicated: 0 });
 });
@@ -144,11 +147,11 @@ test.each([
     ? await backups.backup([disk], { bitmap: "b0", parent: parent.generation })
     : await backups.backup([diskOf(contents)]);
   expect(stats).toMatchObject({ chunksStored: 1, chunksDeduplicated: 0 });
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), disk.bytes);
   // nor is it a duplicate for anybody else
   const other = diskOf([5, 5]);
   const elsewhere = await backups.backup([other], { source: "db" });
-  expect(await backups.restore(elsewhere.manifest.disks[0]!)).toEqual(other.bytes);
+  expectSame(await backups.restore(elsewhere.manifest.disks[0]!), other.bytes);
 });
 
 test("R12: a pack that is gone altogether is made up for by the next rescan", async () => {
@@ -162,7 +165,7 @@ test("R12: a pack that is gone altogether is made up for by the next rescan", as
   const { manifest, stats } = await backups.backup([disk]);
   expect(stats.chunksStored).toBeGreaterThan(0);
   expect(stats.chunksUnchanged).toBeGreaterThan(0);
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), disk.bytes);
 });
 
 test("a run that failed has listed what it stored: the next one stores only the rest", async () => {
@@ -173,5 +176,5 @@ test("a run that failed has listed what it stored: the next one stores only the 
   const disk = diskOf(contents);
   const { manifest, stats } = await backups.backup([disk]);
   expect(stats).toMatchObject({ chunksStored: 0, chunksDeduplicated: 16 });
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), disk.bytes);
 });

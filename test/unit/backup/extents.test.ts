@@ -2,7 +2,7 @@ import { expect, test } from "vitest";
 import type { Extent } from "../../../src/disk/disk.ts";
 import { noise } from "../../support/random-disk.ts";
 import { ScriptedDisk } from "../../support/scripted-disk.ts";
-import { CHUNK, chunksOf, newBackups } from "./chunks.ts";
+import { CHUNK, chunksOf, expectSame, newBackups } from "./chunks.ts";
 
 /** One extent a letter, each a chunk long: d(ata), z(ero), u(nchanged). */
 function map(letters: string): Extent[] {
@@ -22,7 +22,7 @@ test("a chunk that became zero is recorded as zero, read or not, and written as 
   const after = new ScriptedDisk("vda", chunksOf(0, 0, 3, 5), { extents: map("zdud") });
   const { manifest } = await backups.backup([after], { bitmap: "b0", parent: parent.generation });
   const disk = manifest.disks[0]!;
-  expect(await backups.restore(disk)).toEqual(after.bytes);
+  expectSame(await backups.restore(disk), after.bytes);
   expect(after.reads).toEqual([
     { offset: CHUNK, length: CHUNK },
     { offset: 3 * CHUNK, length: CHUNK },
@@ -37,7 +37,7 @@ test("a rescan tells a chunk that was zero already from one that became zero", a
   const { manifest, stats } = await backups.backup([after]);
   expect(manifest.disks[0]!.counts).toMatchObject({ chunksRead: 3, chunksZero: 2, chunksUnchanged: 3 });
   expect(stats.bytesZero).toBe(2 * CHUNK);
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(after.bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), after.bytes);
 });
 
 test("a full reads what is allocated, and nothing else", async () => {
@@ -45,7 +45,7 @@ test("a full reads what is allocated, and nothing else", async () => {
   const disk = new ScriptedDisk("vda", chunksOf(0, 2, 0, 0), { extents: map("zdzz") });
   const { manifest } = await backups.backup([disk]);
   expect(disk.reads).toEqual([{ offset: CHUNK, length: CHUNK }]);
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(disk.bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), disk.bytes);
 });
 
 test("a chunk that is part zero and part unchanged is read", async () => {
@@ -60,7 +60,7 @@ test("a chunk that is part zero and part unchanged is read", async () => {
   ];
   const after = new ScriptedDisk("vda", bytes, { extents });
   const { manifest } = await backups.backup([after], { bitmap: "b0", parent: parent.generation });
-  expect(await backups.restore(manifest.disks[0]!)).toEqual(bytes);
+  expectSame(await backups.restore(manifest.disks[0]!), bytes);
   expect(after.reads).toEqual([{ offset: CHUNK, length: CHUNK }]);
 });
 
@@ -71,13 +71,12 @@ test("R9: a disk that shrank and grew again does not bring old bytes back, whate
   for (const size of sizes) {
     const bytes = Buffer.alloc(size);
     chunksOf(1, 2, 3).copy(bytes, 0, 0, parent === undefined ? size : Math.min(size, CHUNK + 100));
-    const extents: Extent[] = [{ offset: 0, length: size, state: parent === undefined ? "data" : "unchanged" }];
+    const extents: Extent[] = [
+      { offset: 0, length: size, state: parent === undefined ? "data" : "unchanged" },
+    ];
     const disk = new ScriptedDisk("vda", bytes, { extents });
-    const { manifest } = await backups.backup(
-      [disk],
-      parent === undefined ? {} : { bitmap: "b0", parent },
-    );
-    expect(await backups.restore(manifest.disks[0]!)).toEqual(bytes);
+    const { manifest } = await backups.backup([disk], parent === undefined ? {} : { bitmap: "b0", parent });
+    expectSame(await backups.restore(manifest.disks[0]!), bytes);
     parent = manifest.generation;
   }
 });

@@ -68,7 +68,8 @@ class World {
     }
     const earlier = this.known.filter(({ manifest }) => manifest.source === source);
     const way = random(10);
-    const parent = way < 6 ? earlier[random(3) === 0 ? random(earlier.length) : earlier.length - 1] : undefined;
+    const parent =
+      way < 6 ? earlier[random(3) === 0 ? random(earlier.length) : earlier.length - 1] : undefined;
     const grain = [512, 4096, CHUNK, CHUNK + 4096, 3 * CHUNK][random(5)]!;
     const scripted = disks.map((disk) => {
       const before = parent?.content.get(disk.name);
@@ -165,21 +166,24 @@ function became(counts: ChunkStats): number {
 
 const seeds = Array.from({ length: SEEDS }, (_, index) => FIRST_SEED + index);
 
-test.each(seeds)("whatever happened to the disks, every generation restores exactly (seed %i)", async (seed) => {
-  const random = seeded(seed);
-  const encrypted = random(3) === 0;
-  const packSize = [4 * CHUNK, 8 * CHUNK, 16 * CHUNK][random(3)]!;
-  const repository = memoryRepository({ encrypted, packSize, partSize: [CHUNK, 2 * CHUNK][random(2)]! });
-  const backups = await Backups.start(repository, encrypted ? threads.encrypted : threads.plain);
-  const world = new World(random, backups);
-  const runs = 4 + random(5);
-  for (let run = 0; run < runs; run++) {
-    await world.step();
-    await world.check();
-    await world.checkDiff();
-  }
-  expect(backups.warnings).toEqual([]);
-  const report = await backups.verify();
-  expect(report.problems).toEqual([]);
-  expect(report.chunksRead).toBe(report.chunks);
-});
+test.each(seeds)(
+  "whatever happened to the disks, every generation restores exactly (seed %i)",
+  async (seed) => {
+    const random = seeded(seed);
+    const encrypted = random(3) === 0;
+    const packSize = [4 * CHUNK, 8 * CHUNK, 16 * CHUNK][random(3)]!;
+    const repository = memoryRepository({ encrypted, packSize, partSize: [CHUNK, 2 * CHUNK][random(2)]! });
+    const backups = await Backups.start(repository, encrypted ? threads.encrypted : threads.plain);
+    const world = new World(random, backups);
+    const runs = 4 + random(5);
+    for (let run = 0; run < runs; run++) {
+      await world.step();
+      await world.check();
+      await world.checkDiff();
+    }
+    expect(backups.warnings).toEqual([]);
+    const report = await backups.verify();
+    expect(report.problems).toEqual([]);
+    expect(report.chunksRead).toBe(report.chunks);
+  },
+);

@@ -6,7 +6,7 @@ import { listRuns } from "../../../src/repository/runs.ts";
 import { FaultyStore } from "../../support/faulty-store.ts";
 import { HookedStore } from "../../support/hooked-store.ts";
 import { MemoryStore } from "../../support/memory-store.ts";
-import { diskOf, newBackups, numbers, unchangedDisk } from "./chunks.ts";
+import { diskOf, expectSame, newBackups, numbers, unchangedDisk } from "./chunks.ts";
 
 const never = new AbortController().signal;
 
@@ -20,7 +20,8 @@ test("R1, R11, R20, R23: the end of a backup goes in the one order that keeps ev
   const store = new HookedStore(backups.store, {
     after: (operation, key) => {
       const folder = /^[a-z]*/.exec(key)![0];
-      if (!["now", "part", "beginUpload", "get", "getTail"].includes(operation)) log.push(`${operation} ${folder}`);
+      if (!["now", "part", "beginUpload", "get", "getTail"].includes(operation))
+        log.push(`${operation} ${folder}`);
     },
   });
   await backups.backup([diskOf(numbers(1, 9), { onRead: () => void log.push("read") })], {
@@ -68,7 +69,8 @@ describe("R6, R7: the parent is pinned before it is relied on", () => {
     const { manifest: parent } = await backups.backup([diskOf([1, 2])]);
     const store = new HookedStore(backups.store, {
       after: (_, key) => {
-        if (key.includes(".begin.json")) backups.store.objects.delete(`generations/web/${parent.generation}.json`);
+        if (key.includes(".begin.json"))
+          backups.store.objects.delete(`generations/web/${parent.generation}.json`);
       },
     });
     const run = backups.backup([unchangedDisk([1, 2])], { store, bitmap: "b0", parent: parent.generation });
@@ -77,7 +79,11 @@ describe("R6, R7: the parent is pinned before it is relied on", () => {
     expect(backups.closed).toEqual(["committed"]); // of the first run
     expect(await backups.generations()).toEqual([]);
     const last = (await listRuns(backups.repository, "web", 1, never))[0]!;
-    expect(last.end).toMatchObject({ outcome: "failed", generation: null, error: { code: "E_NO_GENERATION" } });
+    expect(last.end).toMatchObject({
+      outcome: "failed",
+      generation: null,
+      error: { code: "E_NO_GENERATION" },
+    });
   });
 });
 
@@ -96,7 +102,9 @@ test("a lease that was lost commits nothing", async () => {
     for (const key of keysUnder(backups.store, "leases/")) backups.store.objects.delete(key);
     return Promise.resolve();
   };
-  await expect(backups.backup([diskOf([1, 2])], { assertAlive })).rejects.toMatchObject({ code: "E_LEASE_LOST" });
+  await expect(backups.backup([diskOf([1, 2])], { assertAlive })).rejects.toMatchObject({
+    code: "E_LEASE_LOST",
+  });
   expect(await backups.generations()).toEqual([]);
   expect(backups.closed).toEqual(["failed"]);
 });
@@ -109,7 +117,9 @@ describe("R19: the reply to the manifest is lost", () => {
     const store = new FaultyStore(backups.store, { operation: "put", kind: "after", key: manifest });
     const report = await backups.backup([diskOf([1, 2])], { store });
     store.assertAllHit();
-    expect((await backups.generations()).map(({ generation }) => generation)).toEqual([report.manifest.generation]);
+    expect((await backups.generations()).map(({ generation }) => generation)).toEqual([
+      report.manifest.generation,
+    ]);
     expect(backups.closed).toEqual(["committed"]);
   });
 
@@ -140,7 +150,7 @@ describe("R19: the reply to the manifest is lost", () => {
     const disk = diskOf([1, 2]);
     const next = await backups.backup([disk]);
     expect(next.manifest.sequence).toBe(kind === "after" ? 2 : 1);
-    expect(await backups.restore(next.manifest.disks[0]!)).toEqual(disk.bytes);
+    expectSame(await backups.restore(next.manifest.disks[0]!), disk.bytes);
   });
 });
 
@@ -173,7 +183,13 @@ test("R20: the lease of a process that is gone does not stop anybody", async () 
   const backups = await newBackups();
   const timing = { ttlMs: 600_000, heartbeatMs: 600_000, settleMs: 1, isGone: (): boolean => false };
   const holder = { host: "test", pid: 77 };
-  const dead = await acquireLease(backups.repository, "web", uuidv7(Date.now()), { ...timing, holder }, never);
+  const dead = await acquireLease(
+    backups.repository,
+    "web",
+    uuidv7(Date.now()),
+    { ...timing, holder },
+    never,
+  );
   await expect(backups.backup([diskOf([1])])).rejects.toMatchObject({ code: "E_LOCKED" });
   await backups.backup([diskOf([1])], { isGone: ({ pid }) => pid === 77 });
   expect(keysUnder(backups.store, "leases/"), "its lease is cleared away").toEqual([]);

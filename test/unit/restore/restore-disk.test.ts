@@ -27,7 +27,9 @@ test("neighbours in a pack come with one request", async () => {
   const disk = diskOf(numbers(1, 13));
   const { manifest } = await backups.backup([disk]);
   let ranges = 0;
-  const store = new HookedStore(backups.store, { before: (operation) => void (ranges += Number(operation === "getRange")) });
+  const store = new HookedStore(backups.store, {
+    before: (operation) => void (ranges += Number(operation === "getRange")),
+  });
   const target = new MemoryTarget(disk.size);
   await restoreDisk(manifest.disks[0]!, target, backups.tools(store), new AbortController(), quiet);
   expect(ranges).toBe(1);
@@ -47,17 +49,26 @@ test("one bit of a pack: the error names the pack and the slot, and nothing is f
   expect(target.flushed).toBe(0);
 });
 
-test.each(["before", "corrupt", "truncate"] as const)("a ranged GET that fails (%s) fails the restore", async (kind) => {
-  const backups = await newBackups();
-  const disk = diskOf(numbers(1, 9));
-  const { manifest } = await backups.backup([disk]);
-  const store = new FaultyStore(backups.store, { operation: "getRange", kind });
-  const target = new MemoryTarget(disk.size);
-  const restoring = restoreDisk(manifest.disks[0]!, target, backups.tools(store), new AbortController(), quiet);
-  await expect(restoring).rejects.toMatchObject({ kind: kind === "before" ? "unavailable" : "corrupt" });
-  store.assertAllHit();
-  expect(target.flushed).toBe(0);
-});
+test.each(["before", "corrupt", "truncate"] as const)(
+  "a ranged GET that fails (%s) fails the restore",
+  async (kind) => {
+    const backups = await newBackups();
+    const disk = diskOf(numbers(1, 9));
+    const { manifest } = await backups.backup([disk]);
+    const store = new FaultyStore(backups.store, { operation: "getRange", kind });
+    const target = new MemoryTarget(disk.size);
+    const restoring = restoreDisk(
+      manifest.disks[0]!,
+      target,
+      backups.tools(store),
+      new AbortController(),
+      quiet,
+    );
+    await expect(restoring).rejects.toMatchObject({ kind: kind === "before" ? "unavailable" : "corrupt" });
+    store.assertAllHit();
+    expect(target.flushed).toBe(0);
+  },
+);
 
 test("a target that fails is the error told; requests that wait are stopped", async () => {
   const backups = await newBackups({ packChunks: 4 });
@@ -80,7 +91,13 @@ test("a target that fails is the error told; requests that wait are stopped", as
       waiting--;
     },
   });
-  const restoring = restoreDisk(manifest.disks[0]!, new FullTarget(disk.size), backups.tools(store), run, quiet);
+  const restoring = restoreDisk(
+    manifest.disks[0]!,
+    new FullTarget(disk.size),
+    backups.tools(store),
+    run,
+    quiet,
+  );
   await expect(restoring).rejects.toBe(failure);
   expect(waiting).toBe(0);
   const again = await backups.restore(manifest.disks[0]!); // the threads are fit for use

@@ -25,7 +25,12 @@ test("a sound repository: everything that is used is counted, and read when aske
   const chain = await verify(manifests, 0, backups.tools(), new AbortController(), quiet);
   expect(chain).toMatchObject({ generations: 3, chunks: 18, chunksRead: 0, bytesRead: 0, problems: [] });
   const all = await backups.verify();
-  expect(all).toMatchObject({ generations: 3, packs: keysUnder(backups, "packs/").length, chunks: 18, chunksRead: 18 });
+  expect(all).toMatchObject({
+    generations: 3,
+    packs: keysUnder(backups, "packs/").length,
+    chunks: 18,
+    chunksRead: 18,
+  });
   expect(all.bytesRead).toBe(18 * CHUNK);
 });
 
@@ -47,24 +52,30 @@ test.each([
   ["a pack's directory", "packs/", (bytes: Buffer) => bytes.length - 200],
   ["a pack's trailer", "packs/", (bytes: Buffer) => bytes.length - 3],
   ["a layer", "layers/", (bytes: Buffer) => bytes.length >> 1],
-])("one bit of %s shows without reading data, and the rest is checked all the same", async (_, prefix, at) => {
-  const backups = await newWorld();
-  const bytes = backups.store.bytes(keysUnder(backups, prefix)[0]!);
-  bytes[at(bytes)]! ^= 1;
-  const manifests = await backups.generations();
-  const report = await verify(manifests, 0, backups.tools(), new AbortController(), quiet);
-  expect(report.problems.length).toBeGreaterThan(0);
-  expect(report.chunks).toBeGreaterThanOrEqual(5); // those of the other source
-});
+])(
+  "one bit of %s shows without reading data, and the rest is checked all the same",
+  async (_, prefix, at) => {
+    const backups = await newWorld();
+    const bytes = backups.store.bytes(keysUnder(backups, prefix)[0]!);
+    bytes[at(bytes)]! ^= 1;
+    const manifests = await backups.generations();
+    const report = await verify(manifests, 0, backups.tools(), new AbortController(), quiet);
+    expect(report.problems.length).toBeGreaterThan(0);
+    expect(report.chunks).toBeGreaterThanOrEqual(5); // those of the other source
+  },
+);
 
-test.each(["packs/", "layers/"])("an object of %s that is gone is told, and the rest is checked", async (prefix) => {
-  const backups = await newWorld();
-  backups.store.objects.delete(keysUnder(backups, prefix)[0]!);
-  const { problems, chunksRead } = await backups.verify();
-  expect(problems.length).toBeGreaterThan(0);
-  expect(problems.every(({ generations }) => generations.length > 0)).toBe(true);
-  expect(chunksRead).toBeGreaterThanOrEqual(5);
-});
+test.each(["packs/", "layers/"])(
+  "an object of %s that is gone is told, and the rest is checked",
+  async (prefix) => {
+    const backups = await newWorld();
+    backups.store.objects.delete(keysUnder(backups, prefix)[0]!);
+    const { problems, chunksRead } = await backups.verify();
+    expect(problems.length).toBeGreaterThan(0);
+    expect(problems.every(({ generations }) => generations.length > 0)).toBe(true);
+    expect(chunksRead).toBeGreaterThanOrEqual(5);
+  },
+);
 
 test("stats count what is there", async () => {
   const backups = await newWorld();
