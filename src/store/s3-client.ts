@@ -139,8 +139,8 @@ function addChecksums(client: S3Client, asked: boolean | undefined): void {
 }
 
 /**
- * On https the payload is not hashed (TLS guards it; 0.6 s per GiB), and is handed over in slices: TLS would
- * otherwise keep the ciphertext of a whole body per connection. On http the signature covers the payload's SHA-256,
+ * On https a large payload is handed over in slices: TLS would otherwise keep the ciphertext of a whole body per
+ * connection. As a stream it is also not hashed (0.6 s per GiB): TLS guards it. On http the signature covers the payload's SHA-256,
  * and the socket writes from the caller's buffer.
  */
 function sliceLargeBodies(client: S3Client): void {
@@ -149,7 +149,6 @@ function sliceLargeBodies(client: S3Client): void {
       const request = args.request as Request;
       const { body } = request;
       if (request.protocol === "https:" && body instanceof Uint8Array && body.length >= SLICE) {
-        request.headers["x-amz-content-sha256"] = "UNSIGNED-PAYLOAD";
         request.body = Readable.from(slicesOf(body), { objectMode: false, highWaterMark: SLICE });
       }
       return next(args);

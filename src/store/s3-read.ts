@@ -1,4 +1,3 @@
-import { addAbortListener } from "node:events";
 import type { Readable } from "node:stream";
 import { GetObjectCommand, HeadObjectCommand, type GetObjectCommandOutput } from "@aws-sdk/client-s3";
 import { AppError, hasCode } from "../errors.ts";
@@ -174,7 +173,10 @@ async function getObject(
   }
 }
 
-/** Moves the answer's body into the window; what has arrived counts even when the rest does not come. */
+/**
+ * Moves the answer's body into the window; what has arrived counts even when the rest does not come. An abort
+ * destroys the body: the SDK's handler watches the signal until the request is closed.
+ */
 async function take(
   connection: S3Connection,
   response: GetObjectCommandOutput,
@@ -182,7 +184,6 @@ async function take(
   signal: AbortSignal,
 ): Promise<void> {
   const body = response.Body as Readable;
-  const listener = addAbortListener(signal, () => body.destroy());
   try {
     for await (const piece of body as AsyncIterable<Buffer>) {
       if (window.done + piece.length > window.into.length) {
@@ -196,8 +197,6 @@ async function take(
     body.destroy();
     signal.throwIfAborted();
     throw connection.failure(error, "GetObject", window.key);
-  } finally {
-    listener[Symbol.dispose]();
   }
 }
 

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { KiB, MiB } from "../../src/bytes/size.ts";
 import {
   backUpQcow2,
@@ -21,6 +21,9 @@ import {
   type TestRepository,
 } from "../support/repositories.ts";
 import type { S3Server } from "../support/s3-process.ts";
+
+// each test is many runs of the program, which a busy machine may take its time for
+vi.setConfig({ testTimeout: 180_000 });
 
 let minio: S3Server;
 let bucket: string;

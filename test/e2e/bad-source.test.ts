@@ -1,7 +1,7 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import { runCli } from "../support/cli.ts";
 import { backUpRaw, createQcow2, nbdkit, qemuNbd, type GenerationJson } from "../support/exported-images.ts";
@@ -9,6 +9,9 @@ import { expectFailure } from "../support/failures.ts";
 import { temporaryFolder } from "../support/folder.ts";
 import { compareFiles, makeImage } from "../support/images.ts";
 import { directoryRepository, keysUnder, smallPackRepository } from "../support/repositories.ts";
+
+// the client waits up to two minutes for a server that went away
+vi.setConfig({ testTimeout: 180_000 });
 
 describe("sources that cannot be", () => {
   test.each<[string, string[], RegExp]>([

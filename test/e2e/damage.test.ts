@@ -1,7 +1,7 @@
 import { cp, mkdtemp, open, readdir, rm, truncate } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import type { GenerationJson } from "../support/exported-images.ts";
 import { expectFailure } from "../support/failures.ts";
@@ -10,6 +10,9 @@ import { compareFiles, makeImage, patchImage } from "../support/images.ts";
 import type { NbdProcess } from "../support/nbd-process.ts";
 import { startQemuNbd } from "../support/qemu-nbd.ts";
 import { keysUnder, programFor, type TestRepository } from "../support/repositories.ts";
+
+// each test is many runs of the program, which a busy machine may take its time for
+vi.setConfig({ testTimeout: 180_000 });
 
 /** A sound repository of one generation, of which each test gets a copy. */
 let folder: string;

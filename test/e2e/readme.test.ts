@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import type { Command } from "commander";
-import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import { EXIT_CODE, EXIT_WARNINGS } from "../../src/cli/exit-codes.ts";
 import { buildProgram } from "../../src/cli/main.ts";
@@ -16,6 +16,9 @@ import { attachLoop, loopDevicesWork } from "../support/loop-device.ts";
 import { startMinio } from "../support/minio.ts";
 import { startQemuNbd } from "../support/qemu-nbd.ts";
 import type { S3Server } from "../support/s3-process.ts";
+
+// each test is many runs of the program, which a busy machine may take its time for
+vi.setConfig({ testTimeout: 180_000 });
 
 const ROOT = resolve(import.meta.dirname, "../..");
 const README = readFileSync(join(ROOT, "README.md"), "utf8");

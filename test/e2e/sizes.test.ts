@@ -1,6 +1,6 @@
 import { truncate } from "node:fs/promises";
 import { join } from "node:path";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { KiB, MiB, TiB } from "../../src/bytes/size.ts";
 import {
   backUpFile,
@@ -16,6 +16,9 @@ import {
 import { temporaryFolder } from "../support/folder.ts";
 import { compareFiles, makeImage, patchImage, sha256OfFile } from "../support/images.ts";
 import { directoryRepository, type TestRepository } from "../support/repositories.ts";
+
+// each test is many runs of the program, which a busy machine may take its time for
+vi.setConfig({ testTimeout: 180_000 });
 
 const CHUNK = 256 * KiB;
 

@@ -1,11 +1,14 @@
 import { copyFile } from "node:fs/promises";
 import { join } from "node:path";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { KiB, MiB } from "../../src/bytes/size.ts";
 import { backUpRaw, nbdkit, qemuNbd, type GenerationJson } from "../support/exported-images.ts";
 import { temporaryFolder } from "../support/folder.ts";
 import { compareFiles, makeImage, patchImage } from "../support/images.ts";
 import { directoryRepository, keysUnder } from "../support/repositories.ts";
+
+// each test is many runs of the program, which a busy machine may take its time for
+vi.setConfig({ testTimeout: 180_000 });
 
 const SIZE = 8 * MiB;
 

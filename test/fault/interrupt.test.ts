@@ -18,6 +18,7 @@ import { openNewStore } from "../../src/store/open.ts";
 import { runBackup } from "../../src/backup/run.ts";
 import { Backups, startWorkers } from "../support/backups.ts";
 import { runCli, type CliResult } from "../support/cli.ts";
+import { memoryRepository } from "../support/memory-repository.ts";
 import { startMinio } from "../support/minio.ts";
 import type { NbdProcess } from "../support/nbd-process.ts";
 import { startQemuNbd } from "../support/qemu-nbd.ts";
@@ -52,6 +53,7 @@ beforeAll(async () => {
   minio = await startMinio();
   gate = await openS3Gate(minio.endpoint);
   bucket = await minio.createBucket("interrupt");
+  workers = await startWorkers(memoryRepository({ chunkSize: CHUNK }));
 });
 afterAll(async () => {
   await gate.close();
@@ -83,7 +85,6 @@ async function newPlace(kind: "directory" | "bucket"): Promise<Place> {
   const store = await openNewStore(direct);
   const partSize = store.limits.partSizeMin === 1 ? 256 * KiB : store.limits.partSizeMin;
   const repository = await createRepository(store, { chunkSize: CHUNK, packSize: 6 * MiB, partSize }, never);
-  workers ??= await startWorkers(repository);
   const location =
     path ??
     minio

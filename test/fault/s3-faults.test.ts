@@ -100,6 +100,8 @@ describe("create", () => {
     const run = new AbortController();
     const putting = failure(store.put("a", Buffer.from("mine"), run.signal));
     while (fake.count("PutObject") === 0) await delay(1);
+    await delay(200); // four times the longest wait of the policy
+    expect(fake.count("PutObject")).toBe(1);
     run.abort(new Error("enough"));
     expect(await putting).toBe(run.signal.reason);
   });
@@ -341,6 +343,13 @@ describe("the clock", () => {
     await store.head("x", signal);
     const off = (await store.now(signal)).getTime() - Date.now();
     expect(Math.abs(off + 3 * 3600_000)).toBeLessThan(60_000);
+  });
+
+  test("goes on without being asked", async () => {
+    const [one, requests] = [await store.now(signal), fake.log.length];
+    await delay(20);
+    expect((await store.now(signal)).getTime()).toBeGreaterThan(one.getTime());
+    expect(fake.log).toHaveLength(requests);
   });
 
   test("a request refused for it says by how much", async () => {

@@ -21,8 +21,8 @@ export interface CliOptions {
 
 /** Runs the built program as a user does. */
 export async function runCli(args: readonly string[], options: CliOptions = {}): Promise<CliResult> {
-  const [program = process.execPath, ...before] = [...(options.under ?? []), process.execPath];
-  const child = spawn(program, [...before, BIN, ...args], {
+  const argv = [...(options.under ?? []), process.execPath, BIN, ...args];
+  const child = spawn(argv[0]!, argv.slice(1), {
     stdio: ["ignore", "pipe", "pipe"],
     env: { ...process.env, ...options.env },
     ...(options.cwd !== undefined && { cwd: options.cwd }),

@@ -31,16 +31,14 @@ export async function openS3Gate(upstream: string): Promise<S3Gate> {
   const { hostname, port } = new URL(upstream);
   const log: string[] = [];
   let armed: { point: GatePoint; skip: number; reached: () => void } | undefined;
-  let held = Promise.resolve();
   let letGo: () => void = () => undefined;
 
   const hold = async (): Promise<void> => {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    held = promise;
-    letGo = resolve;
+    const { promise, resolve } = Promise.withResolvers<undefined>();
+    letGo = () => resolve(undefined);
     armed?.reached();
     armed = undefined;
-    await held;
+    await promise;
   };
   const strikes = (line: string, when: GatePoint["when"]): boolean => {
     if (armed?.point.when !== when || !armed.point.request.test(line)) return false;

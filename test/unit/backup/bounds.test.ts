@@ -112,11 +112,11 @@ test("the store's error is the one told, not what it causes in the source", asyn
 
 test("of two errors at once the first is told, and neither is an echo", async () => {
   const backups = await newBackups();
-  const both = Promise.withResolvers<void>();
+  const both = Promise.withResolvers<undefined>();
   const store = new HookedStore(backups.store, {
     before: async (operation) => {
       if (operation !== "part" || disk.reads.length < 8) return;
-      both.resolve();
+      both.resolve(undefined);
       await Promise.resolve();
       throw storeFailed;
     },

@@ -178,3 +178,12 @@ test("a run that failed has listed what it stored: the next one stores only the 
   expect(stats).toMatchObject({ chunksStored: 0, chunksDeduplicated: 16 });
   expectSame(await backups.restore(manifest.disks[0]!), disk.bytes);
 });
+
+test("a list of packs that could not be stored is stored when the failed run cleans up", async () => {
+  const backups = await newBackups();
+  const store = new FaultyStore(backups.store, { operation: "put", kind: "before", key: /^index/ });
+  await expect(backups.backup([diskOf(numbers(1, 9))], { store })).rejects.toMatchObject({ code: "E_STORE" });
+  store.assertAllHit();
+  const { stats } = await backups.backup([diskOf(numbers(1, 9))]);
+  expect(stats).toMatchObject({ chunksStored: 0, chunksDeduplicated: 8 });
+});

@@ -7,7 +7,7 @@ import { CHUNK, chunksOf, expectSame, newBackups } from "./chunks.ts";
 /** One extent a letter, each a chunk long: d(ata), z(ero), u(nchanged). */
 function map(letters: string): Extent[] {
   const states = { d: "data", z: "zero", u: "unchanged" } as const;
-  return [...letters].map((letter, index) => ({
+  return Array.from(letters).map((letter, index) => ({
     offset: index * CHUNK,
     length: CHUNK,
     state: states[letter as keyof typeof states],

@@ -156,12 +156,12 @@ describe("R19: the reply to the manifest is lost", () => {
 
 test("R20: of two backups of one source at once, one is refused and leaves no trace", async () => {
   const backups = await newBackups();
-  const opened = Promise.withResolvers<void>();
-  const gate = Promise.withResolvers<void>();
+  const opened = Promise.withResolvers<undefined>();
+  const gate = Promise.withResolvers<undefined>();
   const first = backups.backup([
     diskOf([1, 2], {
       onRead: async () => {
-        opened.resolve();
+        opened.resolve(undefined);
         await gate.promise;
       },
     }),
@@ -174,7 +174,7 @@ test("R20: of two backups of one source at once, one is refused and leaves no tr
   expect([...backups.store.objects.keys()]).toEqual(before);
   const elsewhere = await backups.backup([diskOf([3])], { source: "db" }); // another source is free
   expect(elsewhere.manifest.sequence).toBe(1);
-  gate.resolve();
+  gate.resolve(undefined);
   expect((await first).manifest.sequence).toBe(1);
   expect((await backups.backup([diskOf([1, 2])])).manifest.sequence).toBe(2);
 });

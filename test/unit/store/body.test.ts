@@ -1,6 +1,6 @@
 import { getEventListeners } from "node:events";
 import { expect, test } from "vitest";
-import { untilAborted } from "../../../src/store/body.ts";
+import { orAborted, untilAborted } from "../../../src/store/body.ts";
 import { all, failure } from "../../support/outcomes.ts";
 
 async function* numbers(count: number, ended?: () => void): AsyncGenerator<number> {
@@ -48,4 +48,10 @@ test("leaves no listener on a signal that lives long", async () => {
   const { signal } = new AbortController();
   await all(untilAborted(numbers(3), signal));
   expect(getEventListeners(signal, "abort")).toHaveLength(0);
+});
+
+test("work that hangs is left alone by an abort, also by one that came before", async () => {
+  const aborted = AbortSignal.abort(new Error("enough"));
+  expect(await failure(orAborted(new Promise(() => {}), aborted))).toBe(aborted.reason);
+  expect(await orAborted(Promise.resolve(7), new AbortController().signal)).toBe(7);
 });
