@@ -99,6 +99,9 @@ describe.each(PLACES)("in $place", ({ newRepository }) => {
     expect(unchanged.stats.bytesUnchanged).toBe(SIZE);
     expect((await bytesOf(repository)) - before).toBeLessThan(100_000);
     expect(await keysUnder(repository, "packs/")).toEqual(packs);
+    // README.md, "What it costs in requests": about twenty, and one for the parent's layer (a directory counts none)
+    const requests = Object.values(unchanged.stats.requests).reduce((sum, count) => sum + count, 0);
+    expect(requests).toBeLessThanOrEqual(24);
 
     // in turn: one byte, new chunks, what a hole hides, zeros written, a hole punched, a copy of what is known
     await patchImage(image, [

@@ -141,7 +141,7 @@ describe("a disk that grows and shrinks", () => {
   });
 });
 
-test("64 TiB, almost all of it nothing: few reads, few requests, bounded memory", async () => {
+test("64 TiB, almost all of it nothing: little read, little stored, bounded memory", async () => {
   const folder = await temporaryFolder();
   const image = join(folder, "huge.qcow2");
   await qemuImg("create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", image, "64T");
