@@ -61,6 +61,29 @@ export function chunkId(bytes: Uint8Array, keys?: ChunkKeys): Buffer {
     : createHmac("sha256", keys.id).update(bytes).digest();
 }
 
+/** Bytes looked at to guess whether compression pays, and how many stand together. */
+const SAMPLE_BYTES = 4096;
+const SAMPLE_PIECE = 64;
+
+/** Bits a byte of a sample from which it passes for random: 4096 random bytes show about 7.95. */
+const RANDOM_BITS = 7.9;
+
+/**
+ * Whether the bytes look random (encrypted, compressed already), by the entropy of an even sample. Costs a
+ * twentieth of finding it out by compressing them; a wrong guess costs space, nothing else.
+ */
+export function looksRandom(bytes: Uint8Array): boolean {
+  if (bytes.length < 4 * SAMPLE_BYTES) return false; // too short for the guess to pay
+  const counts = new Uint16Array(256);
+  const stride = Math.floor(bytes.length / (SAMPLE_BYTES / SAMPLE_PIECE));
+  for (let start = 0, taken = 0; taken < SAMPLE_BYTES; start += stride, taken += SAMPLE_PIECE) {
+    for (let at = start; at < start + SAMPLE_PIECE; at++) counts[bytes[at]!]!++;
+  }
+  let sum = 0;
+  for (const count of counts) if (count > 1) sum += count * Math.log2(count);
+  return Math.log2(SAMPLE_BYTES) - sum / SAMPLE_BYTES >= RANDOM_BITS;
+}
+
 /**
  * Writes a chunk's blob to the start of `into`: zstd or raw, sealed when there are keys.
  *
@@ -69,14 +92,9 @@ export function chunkId(bytes: Uint8Array, keys?: ChunkKeys): Buffer {
  * @param id what `chunkId` gave for `raw`.
  */
 export function sealInto(into: Uint8Array, raw: Uint8Array, id: Uint8Array, keys?: ChunkKeys): Sealed {
-  const packed = zstdCompressSync(raw, {
-    params: { [constants.ZSTD_c_compressionLevel]: 1 },
-    pledgedSrcSize: raw.length,
-    // The whole output in one step: otherwise it is gathered from 16 KiB pieces and copied once more.
-    chunkSize: raw.length + 1024,
-  });
-  const codec = packed.length <= raw.length - raw.length / MARGIN ? Codec.ZSTD : Codec.RAW;
-  const payload = codec === Codec.ZSTD ? packed : raw;
+  const packed = looksRandom(raw) ? undefined : compress(raw);
+  const codec = packed === undefined ? Codec.RAW : Codec.ZSTD;
+  const payload = packed ?? raw;
   const length = keys === undefined ? payload.length : payload.length + SEAL_OVERHEAD;
   if (keys === undefined) {
     if (!samePlace(into, payload)) into.set(payload);
@@ -91,6 +109,17 @@ export function sealInto(into: Uint8Array, raw: Uint8Array, id: Uint8Array, keys
     into.set(cipher.getAuthTag(), NONCE_BYTES + body.length);
   }
   return { length, codec, crc32: crc32(into.subarray(0, length)) };
+}
+
+/** The bytes compressed; undefined when that saves too little. */
+function compress(raw: Uint8Array): Buffer | undefined {
+  const packed = zstdCompressSync(raw, {
+    params: { [constants.ZSTD_c_compressionLevel]: 1 },
+    pledgedSrcSize: raw.length,
+    // The whole output in one step: otherwise it is gathered from 16 KiB pieces and copied once more.
+    chunkSize: raw.length + 1024,
+  });
+  return packed.length <= raw.length - raw.length / MARGIN ? packed : undefined;
 }
 
 /** As `sealInto`, into memory of its own. */

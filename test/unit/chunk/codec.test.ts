@@ -1,4 +1,5 @@
-import { hash } from "node:crypto";
+import { hash, randomBytes } from "node:crypto";
+import { readFileSync } from "node:fs";
 import { crc32, zstdCompressSync } from "node:zlib";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
@@ -7,6 +8,7 @@ import {
   chunkId,
   Codec,
   isZero,
+  looksRandom,
   openBlob,
   sealBlob,
   SEAL_OVERHEAD,
@@ -240,5 +242,27 @@ describe("isZero", () => {
     expect(isZero(chunk)).toBe(true);
     chunk[at] = 0x80;
     expect(isZero(chunk)).toBe(false);
+  });
+});
+
+describe("looksRandom", () => {
+  const size = 256 * 1024;
+  const random = randomBytes(size);
+
+  test("random bytes do", () => expect(looksRandom(random)).toBe(true));
+
+  test.each([
+    ["zeros", Buffer.alloc(size)],
+    ["text", Buffer.alloc(size, "The quick brown fox jumps over the lazy dog. ")],
+    ["base64", Buffer.from(random.toString("base64"), "latin1").subarray(0, size)],
+    ["half random, half zeros", Buffer.concat([random.subarray(0, size / 2), Buffer.alloc(size / 2)])],
+    ["a program", readFileSync(process.execPath).subarray(8 * size, 9 * size)],
+  ])("%s does not", (_name, bytes) => expect(looksRandom(bytes)).toBe(false));
+
+  test("what it lets through is stored raw and restores", () => {
+    const id = chunkId(random);
+    const { bytes, codec, crc32 } = sealBlob(random, id);
+    expect(codec).toBe(Codec.RAW);
+    expect(Buffer.compare(openBlob(bytes, { codec, crc32, rawLength: size, id }), random)).toBe(0);
   });
 });
