@@ -1,5 +1,6 @@
 import { constants } from "node:fs";
 import { open, stat, type FileHandle } from "node:fs/promises";
+import { Budget } from "../flow/budget.ts";
 import { AppError, messageOf, systemCode } from "../errors.ts";
 import type { BlockSize, DiskSource, Extent, Range } from "./disk.ts";
 
@@ -35,6 +36,8 @@ export class RawFile {
   readonly size: number;
   readonly handle: FileHandle;
 
+  readonly #writing = new Budget(1);
+
   constructor(path: string, kind: "file" | "device", size: number, handle: FileHandle) {
     this.path = path;
     this.kind = kind;
@@ -64,17 +67,24 @@ export class RawFile {
     }
   }
 
-  /** Writes all of `bytes`. @throws AppError E_TARGET_FULL (full), E_DISK_WRITE (source); the signal's reason. */
+  /**
+   * Writes all of `bytes`. The kernel lets one writer into a file at a time and has the others spin, so they wait
+   * for their turn here.
+   *
+   * @throws AppError E_TARGET_FULL (full), E_DISK_WRITE (source); the signal's reason.
+   */
   async write(offset: number, bytes: Uint8Array, signal: AbortSignal): Promise<void> {
     for (let done = 0; done < bytes.length;) {
       signal.throwIfAborted();
       const length = Math.min(CALL_MAX, bytes.length - done);
-      const { bytesWritten } = await this.handle
-        .write(bytes, done, length, offset + done)
-        .catch((error: unknown) => {
-          throw this.#failed("E_DISK_WRITE", "write", { offset: offset + done, length }, error);
-        });
-      done += bytesWritten;
+      const leave = await this.#writing.take(1, signal);
+      try {
+        done += (await this.handle.write(bytes, done, length, offset + done)).bytesWritten;
+      } catch (error) {
+        throw this.#failed("E_DISK_WRITE", "write", { offset: offset + done, length }, error);
+      } finally {
+        leave();
+      }
     }
   }
 
