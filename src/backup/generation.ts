@@ -2,7 +2,7 @@ import { MiB } from "../bytes/size.ts";
 import { SlabPool, slabBytes } from "../chunk/slabs.ts";
 import { AppError, hasCode, messageOf } from "../errors.ts";
 import { readCondemned } from "../repository/condemned.ts";
-import type { BadSlots } from "../repository/damaged.ts";
+import { withCondemned } from "../repository/damaged.ts";
 import type { DedupIndex } from "../repository/dedup.ts";
 import { IndexWriter } from "../repository/index-objects.ts";
 import { DISK_SIZE_MAX } from "../repository/manifest.ts";
@@ -82,6 +82,7 @@ export async function makeGeneration(
     const frozenAt = await repository.store.now(signal);
     const generation: GenerationRun = { request, identity, open, frozenAt, dedup, index, run };
     checkDisks(open);
+    // also what a run that died may not have looked for (R1)
     const bad = withCondemned(dedup.damaged, condemned.packs);
     const plans = new Map<string, DiskPlan>();
     for (const [name, disk] of open.disks) {
@@ -177,10 +178,4 @@ function checkDisks(open: PointInTime): void {
       `Disk ${name} has ${size} bytes; 1 byte to 64 TiB can be backed up`,
     );
   }
-}
-
-/** Damaged slots, and all slots of packs that a prune condemned: a run that died may not have looked (R1). */
-function withCondemned(damaged: BadSlots, packs: ReadonlySet<string>): BadSlots {
-  const every = { has: (): boolean => true };
-  return { size: damaged.size + packs.size, get: (pack) => (packs.has(pack) ? every : damaged.get(pack)) };
 }

@@ -1,7 +1,7 @@
 import type { DiskSource } from "../disk/disk.ts";
 import { AppError } from "../errors.ts";
 import { readCondemned, type Condemned } from "../repository/condemned.ts";
-import { damagedChunks, type BadSlots } from "../repository/damaged.ts";
+import { damagedChunks, withCondemned } from "../repository/damaged.ts";
 import { mergeLayers } from "../repository/layer-merge.ts";
 import { DiskMap } from "../repository/layer-stack.ts";
 import type { LayerRef } from "../repository/layer-writer.ts";
@@ -58,11 +58,7 @@ async function repairPlans(
 ): Promise<Map<string, DiskPlan> | undefined> {
   if (condemned.packs.size === 0 && condemned.layers.size === 0) return undefined;
   const { repository } = request;
-  const every = { has: (): boolean => true };
-  const bad: BadSlots = {
-    size: condemned.packs.size,
-    get: (pack) => (condemned.packs.has(pack) ? every : undefined),
-  };
+  const bad = withCondemned(new Map(), condemned.packs);
   const plans = new Map<string, DiskPlan>();
   let affected = false;
   for (const disk of manifest.disks) {

@@ -49,7 +49,7 @@ async function x509Options(settings: NbdTlsSettings): Promise<ConnectionOptions>
  * Only suites by which the server proves that it has the key; with forward secrecy where both sides have it.
  * TLS 1.3 has no such suites of its own and could fall back to a certificate unnoticed.
  */
-const PSK_SUITES = [
+export const PSK_SUITES = [
   "ECDHE-PSK-CHACHA20-POLY1305",
   "DHE-PSK-AES256-GCM-SHA384",
   "DHE-PSK-AES128-GCM-SHA256",

@@ -118,3 +118,10 @@ export async function* damagedChunks(
     }
   }
 }
+
+const EVERY_SLOT = { has: (): boolean => true };
+
+/** The bad slots, and all slots of packs that a prune condemned (R1). */
+export function withCondemned(bad: BadSlots, packs: ReadonlySet<string>): BadSlots {
+  return { size: bad.size + packs.size, get: (pack) => (packs.has(pack) ? EVERY_SLOT : bad.get(pack)) };
+}

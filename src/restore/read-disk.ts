@@ -1,4 +1,3 @@
-import { MiB, KiB } from "../bytes/size.ts";
 import { chunkCount } from "../chunk/grid.ts";
 import { SlabPool } from "../chunk/slabs.ts";
 import { AppError } from "../errors.ts";
@@ -9,10 +8,7 @@ import type { PackDirectories } from "../repository/pack-reader.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import { openSpan, type OpenedSpan } from "./open-span.ts";
 import { windows, type Window } from "./plan.ts";
-import { spans, type Span, type SpanLimits } from "./spans.ts";
-
-/** Ranged GETs under way at once, each with a slab of stored and one of raw bytes. */
-const GETS = 6;
+import { GETS, SPAN_LIMITS, spans, type Span } from "./spans.ts";
 
 /** What receives a disk's content. Calls come in the packs' order, several at once, each byte of the disk once. */
 export interface ContentSink {
@@ -35,11 +31,13 @@ export async function readDisk(
 ): Promise<void> {
   const { repository, directories, workers } = tools;
   const { chunkSize, size } = disk;
-  const limits: SpanLimits = { storedMax: 4 * MiB + 64 * KiB, rawMax: 4 * MiB, gapMax: 128 * KiB };
-  const slabs = { stored: new SlabPool(limits.storedMax, GETS), raw: new SlabPool(limits.rawMax, GETS + 2) };
+  const slabs = {
+    stored: new SlabPool(SPAN_LIMITS.storedMax, GETS),
+    raw: new SlabPool(SPAN_LIMITS.rawMax, GETS + 2),
+  };
   const map = await DiskMap.open(repository, disk, run.signal);
   const planned = windows(map, size, chunkSize, chunkCount(size, chunkSize), run.signal);
-  const wanted = spansOf(planned, directories, sink, limits, run.signal);
+  const wanted = spansOf(planned, directories, sink, run.signal);
   const done = mapOrdered(wanted, GETS, run, async (item, signal) => {
     if (!("pack" in item)) return sink.zero(item.offset, item.length, signal);
     assertChunkLengths(item, size, chunkSize);
@@ -57,13 +55,12 @@ async function* spansOf(
   planned: AsyncIterable<Window>,
   directories: PackDirectories,
   sink: ContentSink,
-  limits: SpanLimits,
   signal: AbortSignal,
 ): AsyncGenerator<Span | { offset: number; length: number }, void> {
   for await (const window of planned) {
     for (const part of window.packs) {
       if (sink.wants?.(part.packRef.pack) === false) continue;
-      yield* spans(part, await directories.get(part.packRef, signal), limits);
+      yield* spans(part, await directories.get(part.packRef, signal), SPAN_LIMITS);
     }
     yield* window.zeros;
   }

@@ -1,3 +1,4 @@
+import { KiB, MiB } from "../bytes/size.ts";
 import { AppError } from "../errors.ts";
 import type { PackDirectory } from "../repository/pack-directory.ts";
 import type { PackPart } from "./plan.ts";
@@ -26,6 +27,12 @@ export interface SpanLimits {
   /** Unwanted bytes that are read rather than paid for by another request. */
   readonly gapMax: number;
 }
+
+/** What every reader of packs keeps to: a GET of 4 MiB, which holds the largest blob. */
+export const SPAN_LIMITS: SpanLimits = { storedMax: 4 * MiB + 64 * KiB, rawMax: 4 * MiB, gapMax: 128 * KiB };
+
+/** Ranged GETs under way at once, each with a slab of stored and one of raw bytes. */
+export const GETS = 6;
 
 /**
  * Groups the wanted slots of a pack into few ranged GETs.

@@ -1,4 +1,3 @@
-import { KiB, MiB } from "../bytes/size.ts";
 import { chunkCount, chunkLength } from "../chunk/grid.ts";
 import { SlabPool } from "../chunk/slabs.ts";
 import { AppError } from "../errors.ts";
@@ -10,10 +9,7 @@ import { checkPackHeader, PACK_HEADER_SIZE } from "../repository/pack.ts";
 import type { PackRef } from "../repository/pack-directory.ts";
 import { openSpan } from "../restore/open-span.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
-import { spans, type SpanLimits } from "../restore/spans.ts";
-
-const GETS = 6;
-const LIMITS: SpanLimits = { storedMax: 4 * MiB + 64 * KiB, rawMax: 4 * MiB, gapMax: 128 * KiB };
+import { GETS, SPAN_LIMITS, spans } from "../restore/spans.ts";
 
 /** Something stored that is not what was stored. */
 export interface Problem {
@@ -68,7 +64,10 @@ export async function verify(
   }
   const packs = [...used.values()];
   const chosen = packs.filter(() => Math.random() * 100 < readPercent);
-  const slabs = { stored: new SlabPool(LIMITS.storedMax, GETS), raw: new SlabPool(LIMITS.rawMax, GETS) };
+  const slabs = {
+    stored: new SlabPool(SPAN_LIMITS.storedMax, GETS),
+    raw: new SlabPool(SPAN_LIMITS.rawMax, GETS),
+  };
   let done = 0;
   let chunksRead = 0;
   let bytesRead = 0;
@@ -187,7 +186,7 @@ function spanList(pack: UsedPack, directory: Parameters<typeof spans>[1]): Param
   for (let slot = 0; slot < pack.packRef.slotCount; slot++) {
     if ((pack.slots[slot >> 3]! & (1 << (slot & 7))) !== 0) slots.push(slot);
   }
-  return [...spans({ packRef: pack.packRef, slots, chunks: slots }, directory, LIMITS)];
+  return [...spans({ packRef: pack.packRef, slots, chunks: slots }, directory, SPAN_LIMITS)];
 }
 
 function countBits(bits: Uint8Array): number {

@@ -1,5 +1,6 @@
 import type { Socket } from "node:net";
 import { createServer, type TlsOptions, type TLSSocket } from "node:tls";
+import { PSK_SUITES } from "../tls.ts";
 
 /**
  * How the server proves itself and, by `clientAuthority` or the key, lets only some clients in. A server with TLS
@@ -16,24 +17,11 @@ export type ServerTls =
     }
   | { readonly type: "psk"; readonly keys: ReadonlyMap<string, Uint8Array> };
 
-/**
- * Only suites in which both sides prove that they have the key. Node cannot tell apart which of TLS 1.3's
- * suites came about by a key, so version 1.2 it is, as in the client.
- */
-const PSK_SUITES = [
-  "ECDHE-PSK-CHACHA20-POLY1305",
-  "DHE-PSK-AES256-GCM-SHA384",
-  "DHE-PSK-AES128-GCM-SHA256",
-  "ECDHE-PSK-AES256-CBC-SHA384",
-  "ECDHE-PSK-AES128-CBC-SHA256",
-  "PSK-AES256-GCM-SHA384",
-  "PSK-AES128-GCM-SHA256",
-].join(":");
-
 function optionsOf(tls: ServerTls): TlsOptions {
   if (tls.type === "psk") {
     return {
       minVersion: "TLSv1.2",
+      // Node cannot tell apart which of TLS 1.3's suites came about by a key.
       maxVersion: "TLSv1.2",
       ciphers: PSK_SUITES,
       // Finite-field groups of OpenSSL's choice: clients may have no elliptic curve suite with PSK.
