@@ -14,8 +14,6 @@ import { GETS, SPAN_LIMITS, spans, type Span } from "./spans.ts";
 export interface ContentSink {
   data(span: OpenedSpan, signal: AbortSignal): Promise<void>;
   zero(offset: number, length: number, signal: AbortSignal): Promise<void>;
-  /** May leave out data: `verify --read-data=N%` reads only a part of the packs. */
-  wants?(pack: string): boolean;
 }
 
 /**
@@ -37,7 +35,7 @@ export async function readDisk(
   };
   const map = await DiskMap.open(repository, disk, run.signal);
   const planned = windows(map, size, chunkSize, chunkCount(size, chunkSize), run.signal);
-  const wanted = spansOf(planned, directories, sink, run.signal);
+  const wanted = spansOf(planned, directories, run.signal);
   const done = mapOrdered(wanted, GETS, run, async (item, signal) => {
     if (!("pack" in item)) return sink.zero(item.offset, item.length, signal);
     assertChunkLengths(item, size, chunkSize);
@@ -54,12 +52,10 @@ export async function readDisk(
 async function* spansOf(
   planned: AsyncIterable<Window>,
   directories: PackDirectories,
-  sink: ContentSink,
   signal: AbortSignal,
 ): AsyncGenerator<Span | { offset: number; length: number }, void> {
   for await (const window of planned) {
     for (const part of window.packs) {
-      if (sink.wants?.(part.packRef.pack) === false) continue;
       yield* spans(part, await directories.get(part.packRef, signal), SPAN_LIMITS);
     }
     yield* window.zeros;
