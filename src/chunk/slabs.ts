@@ -1,3 +1,4 @@
+import { pageAlignedShared } from "../bytes/page-aligned.ts";
 import { AppError } from "../errors.ts";
 import { SEAL_OVERHEAD } from "./codec.ts";
 
@@ -55,7 +56,7 @@ export class SlabPool {
     const memory = this.#free.pop();
     if (memory !== undefined || this.#unborn === 0) return memory;
     this.#unborn--;
-    return Buffer.from(new SharedArrayBuffer(this.#slabBytes));
+    return pageAlignedShared(this.#slabBytes);
   }
 
   #slab(memory: Buffer<SharedArrayBuffer>): Slab {

@@ -1,5 +1,6 @@
 import { constants } from "node:fs";
 import { open, stat, type FileHandle } from "node:fs/promises";
+import { DirectWriter } from "./direct-writer.ts";
 import { Budget } from "../flow/budget.ts";
 import { AppError, messageOf, systemCode } from "../errors.ts";
 import type { BlockSize, DiskSource, Extent, Range } from "./disk.ts";
@@ -37,12 +38,21 @@ export class RawFile {
   readonly handle: FileHandle;
 
   readonly #writing = new Budget(1);
+  readonly #direct: DirectWriter | undefined;
 
-  constructor(path: string, kind: "file" | "device", size: number, handle: FileHandle) {
+  /** @param direct of the same place: writes go past the page cache where they can. */
+  constructor(
+    path: string,
+    kind: "file" | "device",
+    size: number,
+    handle: FileHandle,
+    direct: DirectWriter | undefined,
+  ) {
     this.path = path;
     this.kind = kind;
     this.size = size;
     this.handle = handle;
+    this.#direct = direct;
   }
 
   /**
@@ -79,13 +89,23 @@ export class RawFile {
       const length = Math.min(CALL_MAX, bytes.length - done);
       const leave = await this.#writing.take(1, signal);
       try {
-        done += (await this.handle.write(bytes, done, length, offset + done)).bytesWritten;
+        done += (await this.#direct?.write(bytes.subarray(done), offset + done, signal)) ?? 0;
+        if (done === bytes.length) break;
+        const rest = Math.min(length, bytes.length - done);
+        done += (await this.handle.write(bytes, done, rest, offset + done)).bytesWritten;
       } catch (error) {
+        signal.throwIfAborted();
         throw this.#failed("E_DISK_WRITE", "write", { offset: offset + done, length }, error);
       } finally {
         leave();
       }
     }
+  }
+
+  /** After the calls that are under way; safe to call twice. */
+  async close(): Promise<void> {
+    await this.#direct?.close();
+    await this.handle.close();
   }
 
   /**
@@ -143,11 +163,12 @@ export class RawFile {
 /**
  * Opens an existing image file or block device.
  *
- * @param access "write" also claims a block device: one that is mounted, or claimed by another, is refused.
+ * @param access "direct": to write, past the page cache where that can be. "write" and "direct" also claim a block
+ *   device: one that is mounted, or claimed by another, is refused.
  * @throws AppError E_DISK_MISSING (notFound), E_DISK_PERMISSION (credentials), E_DISK_BUSY (locked),
  *   E_DISK_KIND (usage: a folder, a socket), E_DISK_OPEN (source).
  */
-export async function openRawFile(path: string, access: "read" | "write"): Promise<RawFile> {
+export async function openRawFile(path: string, access: "read" | "write" | "direct"): Promise<RawFile> {
   const kind = await kindOfPath(path);
   if (kind === "other") {
     throw new AppError("usage", "E_DISK_KIND", `${path} is neither a file nor a block device`);
@@ -160,7 +181,8 @@ export async function openRawFile(path: string, access: "read" | "write"): Promi
   });
   try {
     const size = kind === "device" ? await deviceSize(handle) : (await handle.stat()).size;
-    return new RawFile(path, kind === "device" ? "device" : "file", size, handle);
+    const direct = access === "direct" ? new DirectWriter(path) : undefined;
+    return new RawFile(path, kind === "device" ? "device" : "file", size, handle, direct);
   } catch (error) {
     await handle.close();
     throw openFailed(path, error);
@@ -244,7 +266,7 @@ export class RawFileSource implements DiskSource {
 
   /** Ends after the calls that are under way; safe to call twice. */
   async close(): Promise<void> {
-    await this.#file.handle.close();
+    await this.#file.close();
   }
 }
 

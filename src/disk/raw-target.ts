@@ -1,5 +1,6 @@
 import { AppError } from "../errors.ts";
 import { BlockMap } from "./block-map.ts";
+import { DirectWriter } from "./direct-writer.ts";
 import type { DiskTarget, Range } from "./disk.ts";
 import { PartialFile } from "./partial-file.ts";
 import { openRawFile, RAW_BLOCK_SIZE, RawFile } from "./raw-file.ts";
@@ -60,7 +61,7 @@ export async function openExistingTarget(
   signal: AbortSignal,
 ): Promise<RawFileTarget> {
   signal.throwIfAborted();
-  const file = await openRawFile(path, "write");
+  const file = await openRawFile(path, "direct");
   try {
     if (file.kind === "device" && file.size < size) {
       const message = `${path} has ${file.size} bytes and the disk ${size}; choose a target at least as large`;
@@ -69,7 +70,7 @@ export async function openExistingTarget(
     if (file.kind === "file" && file.size < size) await file.resize(size);
     return new ExistingTarget(file, size);
   } catch (error) {
-    await file.handle.close();
+    await file.close();
     throw error;
   }
 }
@@ -111,7 +112,7 @@ class ExistingTarget implements RawFileTarget {
   }
 
   async close(): Promise<void> {
-    await this.#file.handle.close();
+    await this.#file.close();
   }
 }
 
@@ -124,7 +125,7 @@ class FreshFile implements RawFileTarget {
 
   constructor(partial: PartialFile, size: number) {
     this.#partial = partial;
-    this.#file = new RawFile(partial.path, "file", size, partial.handle);
+    this.#file = new RawFile(partial.path, "file", size, partial.handle, new DirectWriter(partial.path));
     this.#written = new BlockMap(size, WRITTEN_BLOCK);
   }
 
@@ -167,6 +168,7 @@ class FreshFile implements RawFileTarget {
   }
 
   async close(): Promise<void> {
+    await this.#file.close();
     await this.#partial.close();
   }
 }

@@ -1,3 +1,4 @@
+import { pageAligned } from "../bytes/page-aligned.ts";
 import { AppError } from "../errors.ts";
 import { Budget } from "../flow/budget.ts";
 
@@ -25,7 +26,7 @@ export class PartBuffers {
   /** Waits for a free buffer, first come first served. @throws the signal's reason. */
   async take(signal: AbortSignal): Promise<Part> {
     const giveBack = await this.#budget.take(1, signal);
-    const bytes = this.#free.pop() ?? Buffer.allocUnsafeSlow(this.#partSize);
+    const bytes = this.#free.pop() ?? pageAligned(this.#partSize);
     let given = false;
     return {
       bytes,

@@ -1,4 +1,5 @@
 import type { FileHandle } from "node:fs/promises";
+import type { DirectWriter } from "../disk/direct-writer.ts";
 import type { AppError } from "../errors.ts";
 import { writeAll } from "./durable.ts";
 import { uploadMisused } from "./object-errors.ts";
@@ -16,12 +17,14 @@ export interface UploadEnd {
 /**
  * A `PartUpload` into a temporary file: each part at its own offset, several at once.
  *
- * Written bytes start on their way to the disk while more parts come, so that the sync at the end has little left
- * to do. A failed sync in between is remembered: the kernel reports such an error only once.
+ * Parts go past the page cache where they can. What does not starts on its way to the disk while more parts come, so
+ * that the sync at the end has little left to do. A failed sync in between is remembered: the kernel reports such an
+ * error only once.
  */
 export class FileUpload {
   readonly key: string;
   readonly #file: FileHandle;
+  readonly #direct: DirectWriter;
   readonly #end: UploadEnd;
   #partSize = 0;
   #parts = 0;
@@ -33,9 +36,11 @@ export class FileUpload {
   #flushAgain = false;
   #flushError: AppError | undefined;
 
-  constructor(key: string, file: FileHandle, end: UploadEnd) {
+  /** @param file open for writing. @param direct of the same file. Both are closed at the end. */
+  constructor(key: string, file: FileHandle, direct: DirectWriter, end: UploadEnd) {
     this.key = key;
     this.#file = file;
+    this.#direct = direct;
     this.#end = end;
   }
 
@@ -44,9 +49,12 @@ export class FileUpload {
     const position = this.#place(number, bytes.length);
     this.#underway++;
     try {
-      await writeAll(this.#file, bytes, position, signal);
+      const done = await this.#direct.write(bytes, position, signal);
+      if (done < bytes.length) {
+        await writeAll(this.#file, bytes.subarray(done), position + done, signal);
+        this.#flushSoon();
+      }
       this.#written += bytes.length;
-      this.#flushSoon();
     } catch (error) {
       this.#state = "failed";
       signal.throwIfAborted();
@@ -65,6 +73,7 @@ export class FileUpload {
     try {
       await this.#flushing;
       if (this.#flushError !== undefined) throw this.#flushError;
+      await this.#direct.close();
       await this.#file.sync();
       const { size } = await this.#file.stat();
       if (size !== this.#written) throw this.#misuse(`wrote ${this.#written} bytes, the file has ${size}`);
@@ -114,7 +123,9 @@ export class FileUpload {
 
   async #drop(): Promise<void> {
     await this.#flushing;
-    await this.#file.close().catch(() => {}); // closed already, or broken: either way the file goes
+    for (const opened of [this.#direct, this.#file]) {
+      await opened.close().catch(() => {}); // closed already, or broken: either way the file goes
+    }
     await this.#end.discard();
   }
 

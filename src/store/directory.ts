@@ -1,6 +1,7 @@
 import { open, readdir, rename, stat, type FileHandle } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { TiB } from "../bytes/size.ts";
+import { DirectWriter } from "../disk/direct-writer.ts";
 import { only, untilAborted } from "./body.ts";
 import { directoryError, isAbsent, noDirectory } from "./directory-errors.ts";
 import { removeIfThere, TemporaryFolder } from "./directory-temporary.ts";
@@ -78,7 +79,7 @@ export class DirectoryStore implements ObjectStore {
     return this.#guard(key, signal, async () => {
       await this.#temporary.prepare();
       const path = this.#temporary.newUpload(key);
-      return new FileUpload(key, await open(path, "wx"), {
+      return new FileUpload(key, await open(path, "wx"), new DirectWriter(path), {
         publish: (endSignal) => this.#publish(path, key, endSignal),
         discard: () => removeIfThere(path),
         fail: (error) => directoryError(error, this.location, key),

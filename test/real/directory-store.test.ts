@@ -18,6 +18,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi 
 import { MiB } from "../../src/bytes/size.ts";
 import { DirectoryStore } from "../../src/store/directory.ts";
 import { directoryError } from "../../src/store/directory-errors.ts";
+import { DirectWriter } from "../../src/disk/direct-writer.ts";
 import { FileUpload } from "../../src/store/directory-upload.ts";
 import { all, failure, pieces } from "../support/outcomes.ts";
 import { runProgram } from "../support/s3-process.ts";
@@ -170,7 +171,7 @@ describe("publishing", () => {
       return Promise.reject(Object.assign(new Error("EIO: i/o error, fdatasync"), { code: "EIO" }));
     };
     let published = false;
-    const upload = new FileUpload("k", file, {
+    const upload = new FileUpload("k", file, new DirectWriter(path), {
       publish: () => {
         published = true;
         return Promise.resolve();

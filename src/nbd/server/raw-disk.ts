@@ -76,7 +76,7 @@ class RawDisk implements ServedRawFile {
   }
 
   async close(): Promise<void> {
-    await this.#file.handle.close();
+    await this.#file.close();
   }
 
   // eslint-disable-next-line @typescript-eslint/require-await -- the contract is asynchronous, the answer is at hand

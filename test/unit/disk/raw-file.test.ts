@@ -260,7 +260,7 @@ describe("existing target", () => {
     await writeFile(path, pattern(1024));
     const device = attachLoop(path);
     const first = await openRawFile(device, "write");
-    onTestFinished(() => first.handle.close());
+    onTestFinished(() => first.close());
     await expect(openTarget(device, 100)).rejects.toMatchObject({ kind: "locked", code: "E_DISK_BUSY" });
   });
 
