@@ -1,6 +1,7 @@
 import { createCipheriv, createDecipheriv, createHmac, hash, randomBytes } from "node:crypto";
-import { constants, crc32, zstdCompressSync, zstdDecompressSync } from "node:zlib";
+import { constants, crc32, zstdDecompressSync } from "node:zlib";
 import { AppError } from "../errors.ts";
+import { type Compress, compressOnce } from "./compressor.ts";
 import type { ChunkKeys } from "./keys.ts";
 
 /** How a blob's payload is kept; the values stand in pack directories. */
@@ -91,8 +92,14 @@ export function looksRandom(bytes: Uint8Array): boolean {
  *   lost.
  * @param id what `chunkId` gave for `raw`.
  */
-export function sealInto(into: Uint8Array, raw: Uint8Array, id: Uint8Array, keys?: ChunkKeys): Sealed {
-  const packed = looksRandom(raw) ? undefined : compress(raw);
+export function sealInto(
+  into: Uint8Array,
+  raw: Uint8Array,
+  id: Uint8Array,
+  keys?: ChunkKeys,
+  compress: Compress = compressOnce,
+): Sealed {
+  const packed = looksRandom(raw) ? undefined : worthwhile(compress(raw), raw.length);
   const codec = packed === undefined ? Codec.RAW : Codec.ZSTD;
   const payload = packed ?? raw;
   const length = keys === undefined ? payload.length : payload.length + SEAL_OVERHEAD;
@@ -111,15 +118,9 @@ export function sealInto(into: Uint8Array, raw: Uint8Array, id: Uint8Array, keys
   return { length, codec, crc32: crc32(into.subarray(0, length)) };
 }
 
-/** The bytes compressed; undefined when that saves too little. */
-function compress(raw: Uint8Array): Buffer | undefined {
-  const packed = zstdCompressSync(raw, {
-    params: { [constants.ZSTD_c_compressionLevel]: 1 },
-    pledgedSrcSize: raw.length,
-    // The whole output in one step: otherwise it is gathered from 16 KiB pieces and copied once more.
-    chunkSize: raw.length + 1024,
-  });
-  return packed.length <= raw.length - raw.length / MARGIN ? packed : undefined;
+/** Undefined when it saves too little. */
+function worthwhile(packed: Uint8Array, rawLength: number): Uint8Array | undefined {
+  return packed.length <= rawLength - rawLength / MARGIN ? packed : undefined;
 }
 
 /** As `sealInto`, into memory of its own. */

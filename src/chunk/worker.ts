@@ -2,6 +2,7 @@
 import { parentPort, workerData } from "node:worker_threads";
 import { AppError, messageOf } from "../errors.ts";
 import { chunkId, isZero, openBlob, SEAL_OVERHEAD, sealInto } from "./codec.ts";
+import { reusingCompressor } from "./compressor.ts";
 import {
   type Failure,
   ID_BYTES,
@@ -18,6 +19,7 @@ import {
 
 const { chunkSize, keys } = workerData as WorkerSetup;
 const port = parentPort!;
+const compress = reusingCompressor(chunkSize);
 
 function identify({ slab, pieces }: Tasks["identify"]): Results["identify"] {
   const ids = new Uint8Array(pieces.length * ID_BYTES);
@@ -39,7 +41,7 @@ function seal({ slab, pieces, ids }: Tasks["seal"]): Results["seal"] {
     const piece = pieces[index]!;
     const offset = piece.offset + index * shift;
     const into = cut(slab, { offset, length: piece.length + shift });
-    sealed.push({ offset, ...sealInto(into, cut(slab, piece), idAt(ids, index), keys) });
+    sealed.push({ offset, ...sealInto(into, cut(slab, piece), idAt(ids, index), keys, compress) });
   }
   return sealed.reverse();
 }
