@@ -121,6 +121,7 @@ export class Layer implements DiskGeometry {
 
   /** What it mentions of the chunks `from` to `to` - 1, in order; of the others it says nothing. */
   async *runs(from: number, to: number, signal: AbortSignal): AsyncGenerator<MapRun, void> {
+    if (from >= to) return; // else a run around `from` would answer with none of its chunks
     for (const [index, entry] of this.segments.entries()) {
       if (entry.end <= from) continue;
       if (entry.first >= to) return;

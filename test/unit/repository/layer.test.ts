@@ -67,6 +67,12 @@ function clip(runs: readonly PlainRun[], from: number, to: number): PlainRun[] {
   });
 }
 
+test("nothing is mentioned of no chunks, also in the middle of a run", async () => {
+  const repository = memoryRepository();
+  const ref = await storeLayer(repository, layerOf(8 * CHUNK, CHUNK, [[0, 2, "zero"]]), testRef, never);
+  expect(await runsOf(await openLayer(repository, ref, never), 1, 1)).toEqual([]);
+});
+
 test("runs that touch become one: zeros, and chunks in consecutive slots of one pack", async () => {
   const repository = memoryRepository();
   const added: PlainRun[] = [
