@@ -1,14 +1,11 @@
 import { commitGeneration, latestGeneration } from "../repository/generations.ts";
-import { nextGenerationTime } from "../repository/clock.ts";
 import { storeStack } from "../repository/layer-merge.ts";
 import type { Lease } from "../repository/leases.ts";
 import type { Manifest, ManifestDisk, StoredManifest } from "../repository/manifest.ts";
-import { uuidv7 } from "../repository/names.ts";
 import { AppError } from "../errors.ts";
 import type { PackRef } from "../repository/pack-directory.ts";
 import { addStats } from "./counts.ts";
 import type { Copied, GenerationRun } from "./generation.ts";
-import { parentOf, type PlanRequest } from "./plan.ts";
 import type { BackupReport, RunStats } from "./request.ts";
 
 /** Identifies a run, and keeps its beginning. */
@@ -25,11 +22,13 @@ export interface RunIdentity {
 /**
  * Makes copied disks a generation: layers and index first, then, if the lease still holds, the manifest.
  *
- * @throws AppError E_LEASE_LOST (locked), E_COMMIT_UNKNOWN (unavailable), and those of the store.
+ * @param id of the generation, from `nextGeneration`.
+ * @throws AppError E_LEASE_LOST, E_OVERTAKEN (locked), E_COMMIT_UNKNOWN (unavailable), and those of the store.
  */
 export async function commit(
   generation: GenerationRun,
-  planRequest: PlanRequest,
+  id: string,
+  parent: StoredManifest | undefined,
   copied: Copied,
 ): Promise<BackupReport> {
   const { request, identity, open, frozenAt, index, run } = generation;
@@ -38,9 +37,8 @@ export async function commit(
   const disks: ManifestDisk[] = [];
   for (const disk of copied.disks) disks.push(await storeDisk(generation, disk, copied));
   await index.flush(signal);
-  const parent = parentOf(planRequest);
   const newest = await latestGeneration(repository, source, signal);
-  const time = nextGenerationTime(frozenAt, generationsOf(parent, newest));
+  if (newest !== undefined && newest.generation >= id) throw overtaken(source, newest);
   await identity.lease.check(signal);
   const { kind, reason } = overall(copied);
   const stats = statsOf(generation, copied, disks, parent);
@@ -48,7 +46,7 @@ export async function commit(
   const manifest: Manifest = {
     format: 1,
     repository: repository.config.repository,
-    generation: uuidv7(time),
+    generation: id,
     source,
     run: identity.id,
     parent: parent === undefined ? null : { generation: parent.generation, digest: parent.digest },
@@ -69,7 +67,7 @@ export async function commit(
 }
 
 async function storeDisk(
-  { request, run }: GenerationRun,
+  { request, open, run }: GenerationRun,
   { name, size, plan, layer, stats }: Copied["disks"][number],
   { refs }: Copied,
 ): Promise<ManifestDisk> {
@@ -84,6 +82,7 @@ async function storeDisk(
     kind: plan.kind,
     reason: plan.reason,
     layers: await storeStack(repository, layer, packRef, parent, run.signal),
+    ...(open.bitmap !== undefined && { bitmap: open.bitmap }),
     counts: stats,
   };
 }
@@ -94,8 +93,9 @@ function needed<T>(ref: T | undefined, pack: string): T {
   return ref;
 }
 
-function generationsOf(...stored: (StoredManifest | undefined)[]): string[] {
-  return stored.flatMap((one) => (one === undefined ? [] : [one.generation]));
+function overtaken(source: string, newest: StoredManifest): AppError {
+  const message = `Another run committed generation ${newest.generation} of ${source} meanwhile; run this one again`;
+  return new AppError("locked", "E_OVERTAKEN", message, { source, generation: newest.generation });
 }
 
 /** The generation goes by its costliest disk. */

@@ -1,20 +1,23 @@
 import { MiB } from "../bytes/size.ts";
 import { SlabPool, slabBytes } from "../chunk/slabs.ts";
 import { AppError, hasCode, messageOf } from "../errors.ts";
+import { nextGenerationTime } from "../repository/clock.ts";
 import { readCondemned } from "../repository/condemned.ts";
 import { withCondemned } from "../repository/damaged.ts";
 import type { DedupIndex } from "../repository/dedup.ts";
 import { IndexWriter } from "../repository/index-objects.ts";
-import { DISK_SIZE_MAX } from "../repository/manifest.ts";
+import { DISK_SIZE_MAX, type StoredManifest } from "../repository/manifest.ts";
+import { uuidv7 } from "../repository/names.ts";
 import type { PackRef } from "../repository/pack-directory.ts";
 import { PackWriter } from "../repository/pack-writer.ts";
 import { commit, type RunIdentity } from "./commit.ts";
 import { copyDisk, type CopiedDisk } from "./copy-disk.ts";
 import { refOf, type RunChunks } from "./decide.ts";
-import { chooseWay, planDisk, type DiskPlan, type PlanRequest } from "./plan.ts";
+import { planDisk, type DiskPlan, type PlanAfter } from "./plan.ts";
 import type { Outcome, PointInTime } from "./point-in-time.ts";
 import { repairCondemned } from "./repair.ts";
 import type { BackupReport, BackupRequest } from "./request.ts";
+import type { BackupSource } from "./source.ts";
 
 /** What goes through the pipeline as one item, in raw bytes: large enough that messages to the workers are few. */
 const BATCH_BYTES = MiB;
@@ -60,20 +63,19 @@ export interface Copied {
  */
 export async function makeGeneration(
   request: BackupRequest,
-  planRequest: PlanRequest,
+  from: BackupSource,
+  plan: PlanAfter,
   dedup: DedupIndex,
   identity: RunIdentity,
   run: AbortController,
 ): Promise<BackupReport> {
-  const { repository, source, diskNames } = request;
+  const { repository, source } = request;
   const { signal } = run;
-  const ways = new Map(diskNames.map((name) => [name, chooseWay(planRequest, name)]));
   await dedup.sync(signal);
   const condemned = await readCondemned(repository, signal);
-  const open = await request.open(
-    (name) => (ways.get(name)?.kind === "incremental" ? request.bitmap : undefined),
-    signal,
-  );
+  const id = await nextGeneration(request, [plan.parent, plan.latest], signal);
+  const open = await from.open(plan, id, signal);
+  open.lost?.catch((reason: unknown) => run.abort(reason));
   let outcome: Outcome = "failed";
   const index = new IndexWriter(repository, source, {
     onWritten: (key, packs) => dedup.packsListed(key, packs),
@@ -86,11 +88,11 @@ export async function makeGeneration(
     const bad = withCondemned(dedup.damaged, condemned.packs);
     const plans = new Map<string, DiskPlan>();
     for (const [name, disk] of open.disks) {
-      plans.set(name, await planDisk(ways.get(name)!, disk, bad, repository, signal));
+      plans.set(name, await planDisk(plan.ways.get(name)!, disk, bad, repository, signal));
     }
     const copied = await copyDisks(generation, plans, condemned.packs);
     await open.assertAlive(signal);
-    const report = await commit(generation, planRequest, copied);
+    const report = await commit(generation, id, plan.parent, copied);
     outcome = "committed";
     return await repairCondemned(generation, report);
   } catch (error) {
@@ -100,6 +102,21 @@ export async function makeGeneration(
   } finally {
     await open.close(outcome);
   }
+}
+
+/**
+ * The id of the generation to come (R22). Known before its disks stand still, because the source's bitmap is named after
+ * it.
+ *
+ * @param before generations that it must come after.
+ */
+export async function nextGeneration(
+  { repository }: BackupRequest,
+  before: readonly (StoredManifest | undefined)[],
+  signal: AbortSignal,
+): Promise<string> {
+  const ids = before.flatMap((one) => (one === undefined ? [] : [one.generation]));
+  return uuidv7(nextGenerationTime(await repository.store.now(signal), ids));
 }
 
 /**

@@ -1,5 +1,4 @@
 import type { DiskSource } from "../disk/disk.ts";
-import { AppError } from "../errors.ts";
 import type { Repository } from "../repository/config.ts";
 import { damagedChunks, type BadSlots } from "../repository/damaged.ts";
 import { DiskMap, needsTail } from "../repository/layer-stack.ts";
@@ -7,29 +6,31 @@ import type { LayerRef } from "../repository/layer-writer.ts";
 import type { Manifest, ManifestDisk, StoredManifest } from "../repository/manifest.ts";
 import { ForcedChunks } from "./forced.ts";
 
-/** What the user asked for. */
-export interface PlanRequest {
-  readonly source: string;
-  /** Read everything and stand on nothing. */
-  readonly full: boolean;
-  /** A dirty bitmap of the exports that has recorded since `parent`. */
-  readonly bitmap: string | undefined;
-  /** The generation that the bitmap belongs to. */
-  readonly parent: StoredManifest | undefined;
-  /** The newest generation of the source. */
-  readonly latest: StoredManifest | undefined;
-}
-
 /** Which way one disk goes, and why; the reason is for the user and stands in the manifest. */
 export interface DiskWay {
   readonly kind: Manifest["kind"];
   readonly reason: string;
   /** Its parent generation's disk; absent for a full. */
   readonly parentDisk: ManifestDisk | undefined;
+  /** The source's dirty bitmap that has recorded since the parent; for an incremental, and only for that. */
+  readonly bitmap: string | undefined;
+}
+
+/** What a run does with each disk. */
+export interface Plan {
+  /** The generation that the new one stands on. */
+  readonly parent: StoredManifest | undefined;
+  /** By the disk's name, in the order of the manifest. */
+  readonly ways: ReadonlyMap<string, DiskWay>;
+}
+
+/** A plan, and the newest generation that there was, which the new one's id has to follow. */
+export interface PlanAfter extends Plan {
+  readonly latest: StoredManifest | undefined;
 }
 
 /** A way made concrete for an opened disk. */
-export interface DiskPlan extends DiskWay {
+export interface DiskPlan extends Omit<DiskWay, "bitmap"> {
   /** The parent's layers, newest first, that the new layer goes on top of. */
   readonly base: readonly LayerRef[];
   /** A rescan compares each chunk with this map. */
@@ -37,73 +38,25 @@ export interface DiskPlan extends DiskWay {
   readonly forced: ForcedChunks;
 }
 
-/** The generation that the new one stands on. */
-export function parentOf(request: PlanRequest): StoredManifest | undefined {
-  return request.full ? undefined : (request.parent ?? request.latest);
+/** Reads everything and stands on nothing. */
+export function fullWay(reason: string): DiskWay {
+  return { kind: "full", reason, parentDisk: undefined, bitmap: undefined };
 }
 
-/**
- * Full, incremental or rescan: never a full in silence.
- *
- * @throws AppError (usage) E_BITMAP_WITHOUT_PARENT, E_PARENT_WITHOUT_BITMAP, E_PARENT_SOURCE.
- */
-export function chooseWay(request: PlanRequest, disk: string): DiskWay {
-  checkRequest(request);
-  if (request.full) return full("asked for with --full");
-  const parent = parentOf(request);
-  if (parent === undefined) return full(`first generation of ${request.source}`);
-  const parentDisk = parent.disks.find((other) => other.name === disk);
-  if (parentDisk === undefined) {
-    return full(`disk ${disk} is not in generation ${parent.generation}`);
-  }
-  if (request.bitmap !== undefined) {
-    return {
-      kind: "incremental",
-      reason: `bitmap ${request.bitmap} since generation ${parent.generation}`,
-      parentDisk,
-    };
-  }
-  return {
-    kind: "rescan",
-    reason: `no dirty bitmap given; compared with generation ${parent.generation}`,
-    parentDisk,
-  };
+/** Without a bitmap, against a parent's disk of the same name; a full where the parent has none. */
+export function rescanWay(parent: StoredManifest, disk: string, why: string): DiskWay {
+  const parentDisk = parent.disks.find(({ name }) => name === disk);
+  if (parentDisk === undefined) return fullWay(`disk ${disk} is not in generation ${parent.generation}`);
+  const reason = `${why}; compared with generation ${parent.generation}`;
+  return { kind: "rescan", reason, parentDisk, bitmap: undefined };
 }
 
-function full(reason: string): DiskWay {
-  return { kind: "full", reason, parentDisk: undefined };
-}
-
-function checkRequest(request: PlanRequest): void {
-  if (request.bitmap !== undefined && request.parent === undefined) {
-    throw new AppError(
-      "usage",
-      "E_BITMAP_WITHOUT_PARENT",
-      `Which generation does bitmap ${request.bitmap} belong to? Give it with --parent GENERATION`,
-    );
-  }
-  if (request.parent !== undefined && request.bitmap === undefined) {
-    throw new AppError(
-      "usage",
-      "E_PARENT_WITHOUT_BITMAP",
-      "--parent needs --bitmap NAME: without a bitmap the newest generation is compared",
-    );
-  }
-  const chosen = request.parent;
-  if (chosen !== undefined && chosen.source !== request.source) {
-    throw new AppError(
-      "usage",
-      "E_PARENT_SOURCE",
-      `Generation ${chosen.generation} is of ${chosen.source}, not of ${request.source}`,
-    );
-  }
-  if (request.full && request.bitmap !== undefined) {
-    throw new AppError(
-      "usage",
-      "E_FULL_WITH_BITMAP",
-      "--full reads everything: leave out --bitmap and --parent",
-    );
-  }
+/** By a bitmap that has recorded since the parent; a full where the parent does not have the disk. */
+export function incrementalWay(parent: StoredManifest, disk: string, bitmap: string): DiskWay {
+  const parentDisk = parent.disks.find(({ name }) => name === disk);
+  if (parentDisk === undefined) return fullWay(`disk ${disk} is not in generation ${parent.generation}`);
+  const reason = `bitmap ${bitmap} since generation ${parent.generation}`;
+  return { kind: "incremental", reason, parentDisk, bitmap };
 }
 
 /**

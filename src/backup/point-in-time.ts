@@ -9,13 +9,18 @@ export type Outcome = "committed" | "failed" | "unknown";
 /**
  * Every disk of a source at one instant, held open while it is copied.
  *
- * Implemented by plain NBD exports (`nbd-exports.ts`), where whoever runs the server vouches for the instant.
+ * Implemented by plain NBD exports (`nbd-exports.ts`), where whoever runs the server vouches for the instant, and by a
+ * running QEMU (`qemu-vm.ts`).
  */
 export interface PointInTime {
   /** By the disk's name, in the order of the manifest. */
   readonly disks: ReadonlyMap<string, DiskSource>;
   /** How the guest's file systems stand: `unknown` when nobody told us. */
   readonly consistency: "filesystem" | "crash" | "unknown";
+  /** The source's bitmap that counts changes since this instant, on every disk; undefined: it keeps none. */
+  readonly bitmap: string | undefined;
+  /** Never resolves; rejects as soon as the source finds that the instant is lost, so that the run can stop at once. */
+  readonly lost?: Promise<never>;
 
   /**
    * Asked after the last read and before anything is committed.

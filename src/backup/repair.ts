@@ -9,7 +9,7 @@ import { latestGeneration } from "../repository/generations.ts";
 import type { Manifest, ManifestDisk } from "../repository/manifest.ts";
 import { commit } from "./commit.ts";
 import { ForcedChunks } from "./forced.ts";
-import { copyDisks, type GenerationRun } from "./generation.ts";
+import { copyDisks, nextGeneration, type GenerationRun } from "./generation.ts";
 import type { DiskPlan } from "./plan.ts";
 import type { BackupReport } from "./request.ts";
 
@@ -39,9 +39,9 @@ export async function repairCondemned(
     );
     const repair = { ...generation, open: { ...generation.open, disks: quiet(generation.open.disks) } };
     const copied = await copyDisks(repair, plans, condemned.packs);
-    const latest = await latestGeneration(repository, request.source, run.signal);
-    const planRequest = { source: request.source, full: false, bitmap: undefined, parent: undefined, latest };
-    report = await commit(repair, planRequest, copied);
+    const parent = await latestGeneration(repository, request.source, run.signal);
+    const id = await nextGeneration(request, [parent], run.signal);
+    report = await commit(repair, id, parent, copied);
   }
   throw new AppError(
     "locked",

@@ -3,24 +3,17 @@ import type { DedupScope } from "../repository/dedup.ts";
 import type { Manifest } from "../repository/manifest.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import type { ChunkStats } from "./counts.ts";
-import type { PointInTime } from "./point-in-time.ts";
+import type { BackupSource } from "./source.ts";
 
 /** Everything a backup needs to know; made by the command line from flags, by others from their own settings. */
 export interface BackupRequest extends ReadTools {
   readonly source: string;
-  readonly diskNames: readonly string[];
   /**
-   * Opens the source's point in time. Called once, when the run holds its lease.
-   * @param bitmapOf the dirty bitmap a disk is to be opened with, if it goes the incremental way.
+   * Connects to the source. Called once, when the run holds its lease.
+   * @param run the run's id, which names what it leaves in the source while it lasts.
+   * @param purpose "look": nothing may be changed there, not even what earlier runs left behind.
    */
-  readonly open: (
-    bitmapOf: (disk: string) => string | undefined,
-    signal: AbortSignal,
-  ) => Promise<PointInTime>;
-  readonly full: boolean;
-  readonly bitmap: string | undefined;
-  /** Which generation the bitmap belongs to, in any form that `resolveGeneration` takes. */
-  readonly parent: string | undefined;
+  readonly connect: (run: string, purpose: "backup" | "look", signal: AbortSignal) => Promise<BackupSource>;
   readonly tags: Readonly<Record<string, string>>;
   readonly dedup: { readonly scope: DedupScope; readonly cacheDir: string };
   /** Who we are, for the lease and the run's records. */

@@ -3,15 +3,15 @@ import { messageOf } from "../errors.ts";
 import { checkClock } from "../repository/clock.ts";
 import { DedupIndex } from "../repository/dedup.ts";
 import { acquireLease, DEFAULT_LEASE } from "../repository/leases.ts";
-import { latestGeneration, loadGeneration } from "../repository/generations.ts";
-import type { StoredManifest } from "../repository/manifest.ts";
+import { findGeneration, latestGeneration, loadGeneration } from "../repository/generations.ts";
 import { uuidv7 } from "../repository/names.ts";
 import { resolveGeneration } from "../repository/resolve-generation.ts";
 import { beginRun, endingOf, endRun } from "../repository/runs.ts";
 import type { RunIdentity } from "./commit.ts";
 import { makeGeneration } from "./generation.ts";
-import { chooseWay, parentOf, type PlanRequest } from "./plan.ts";
+import type { PlanAfter } from "./plan.ts";
 import type { BackupReport, BackupRequest, DryRun } from "./request.ts";
+import type { BackupSource } from "./source.ts";
 import { abortStaleUploads } from "./stale-uploads.ts";
 
 /** What a stopped run may still take to undo what it did, milliseconds. */
@@ -48,11 +48,11 @@ export async function runBackup(request: BackupRequest, run: AbortController): P
     await endRun(repository, record, cleanup);
   };
   let begun = false;
+  let from: BackupSource | undefined;
   try {
-    const parents = await findParents(request, signal);
-    const plan = planRequest(request, parents);
-    for (const name of request.diskNames) chooseWay(plan, name); // a request that cannot be: before anything is written
-    const parent = parentOf(plan)?.generation ?? null;
+    from = await request.connect(id, "backup", signal);
+    const plan = await planFrom(from, request, signal); // a request that cannot be: before anything is written
+    const parent = plan.parent?.generation ?? null;
     const startedAt = now.toISOString();
     begun = true; // as soon as the record may be there
     await beginRun(
@@ -60,7 +60,7 @@ export async function runBackup(request: BackupRequest, run: AbortController): P
       { ...common, purpose: "backup", startedAt, pinned: parent, host: holder.host, writer: request.writer },
       signal,
     );
-    const report = await pinned(request, parents, { id, lease, startedAt, startedMs }, run);
+    const report = await pinned(request, from, plan, { id, lease, startedAt, startedMs }, run);
     await end(report.manifest.generation, undefined).catch((error: unknown) =>
       request.warn(`The generation is stored, but the run's end could not be recorded: ${messageOf(error)}`),
     );
@@ -69,33 +69,21 @@ export async function runBackup(request: BackupRequest, run: AbortController): P
     if (begun) await end(null, error).catch(() => undefined); // the failure itself is what the user must hear
     throw error;
   } finally {
+    await from?.close();
     await lease.release();
   }
 }
 
 /** What each disk would do; looks at the repository and the exports, writes nothing. */
 export async function dryRun(request: BackupRequest, signal: AbortSignal): Promise<DryRun[]> {
-  const plan = planRequest(request, await findParents(request, signal));
-  const ways = new Map(request.diskNames.map((name) => [name, chooseWay(plan, name)]));
-  const open = await request.open(
-    (name) => (ways.get(name)?.kind === "incremental" ? request.bitmap : undefined),
-    signal,
-  );
+  const from = await request.connect(uuidv7(Date.now()), "look", signal);
   try {
-    return [...open.disks].map(([name, disk]) => {
-      const { kind, reason } = ways.get(name)!;
-      return { name, kind, reason, size: disk.size };
-    });
+    const { ways } = await planFrom(from, request, signal);
+    const sizes = await from.sizes(ways, signal);
+    return [...ways].map(([name, { kind, reason }]) => ({ name, kind, reason, size: sizes.get(name)! }));
   } finally {
-    await open.close("failed");
+    await from.close();
   }
-}
-
-/** Generations that a run may stand on. */
-interface Parents {
-  readonly latest: StoredManifest | undefined;
-  /** The one that was asked for. */
-  readonly chosen: StoredManifest | undefined;
 }
 
 /**
@@ -104,13 +92,13 @@ interface Parents {
  */
 async function pinned(
   request: BackupRequest,
-  parents: Parents,
+  from: BackupSource,
+  plan: PlanAfter,
   identity: RunIdentity,
   run: AbortController,
 ): Promise<BackupReport> {
   const { repository, source } = request;
-  const plan = planRequest(request, parents);
-  const parent = parentOf(plan);
+  const { parent } = plan;
   if (parent !== undefined) {
     await loadGeneration(repository, { source, generation: parent.generation }, run.signal, parent.digest);
   }
@@ -120,7 +108,7 @@ async function pinned(
   });
   const dedup = await openDedup(request, run.signal);
   try {
-    return await makeGeneration(request, plan, dedup, identity, run);
+    return await makeGeneration(request, from, plan, dedup, identity, run);
   } finally {
     dedup.close();
   }
@@ -133,15 +121,13 @@ async function openDedup(request: BackupRequest, signal: AbortSignal): Promise<D
   return await DedupIndex.open({ file, repository, scope: dedup.scope, source, warn }, signal);
 }
 
-async function findParents(request: BackupRequest, signal: AbortSignal): Promise<Parents> {
-  const { repository, source, parent } = request;
-  return {
-    latest: await latestGeneration(repository, source, signal),
-    chosen: parent === undefined ? undefined : await resolveGeneration(repository, parent, signal),
-  };
-}
-
-function planRequest(request: BackupRequest, { latest, chosen }: Parents): PlanRequest {
-  const { source, full, bitmap } = request;
-  return { source, full, bitmap, parent: chosen, latest };
+async function planFrom(from: BackupSource, request: BackupRequest, signal: AbortSignal): Promise<PlanAfter> {
+  const { repository, source } = request;
+  const latest = await latestGeneration(repository, source, signal);
+  const plan = await from.plan({
+    latest,
+    byId: (generation) => findGeneration(repository, { source, generation }, signal),
+    resolve: (name) => resolveGeneration(repository, name, signal),
+  });
+  return { ...plan, latest };
 }

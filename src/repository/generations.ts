@@ -78,6 +78,20 @@ export async function loadGeneration(
   return loaded;
 }
 
+/** As `loadGeneration`; undefined when there is no such generation. */
+export async function findGeneration(
+  repository: Repository,
+  name: GenerationName,
+  signal: AbortSignal,
+): Promise<StoredManifest | undefined> {
+  try {
+    return await loadGeneration(repository, name, signal);
+  } catch (error) {
+    if (hasCode(error, "E_NO_GENERATION")) return undefined;
+    throw error;
+  }
+}
+
 /**
  * The source's latest generation, or undefined. Order is by sequence; ids sort the same way but for a writer that
  * lost its lease and committed late, so a few of the newest ids are enough to look at.

@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { openNbdExports } from "../../src/backup/nbd-exports.ts";
+import { nbdExports } from "../../src/backup/nbd-exports.ts";
 import { KiB, MiB } from "../../src/bytes/size.ts";
 import type { ChunkWorkers } from "../../src/chunk/workers.ts";
 import { isGone, thisProcess } from "../../src/cli/process.ts";
@@ -144,16 +144,12 @@ async function expectNextRunIsRight(place: Place): Promise<void> {
   const [listed, committed] = [await listedIds(repository), await backups.generations()];
   const unlisted = [...idsOf(content)].filter((id) => !listed.has(id)).length;
   const request = backups.request([]);
+  const wish = { source: "web", full: false, bitmap: undefined, parent: undefined };
+  const address = parseNbdUri(disk.uri);
   const report = await runBackup(
     {
       ...request,
-      diskNames: ["web"],
-      open: (_, signal) =>
-        openNbdExports(
-          [{ name: "web", address: parseNbdUri(disk.uri), bitmap: undefined }],
-          undefined,
-          signal,
-        ),
+      connect: () => Promise.resolve(nbdExports(wish, [{ name: "web", address }], undefined)),
       holder: thisProcess(),
       isGone,
     },

@@ -2,9 +2,11 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { onTestFinished } from "vitest";
+import { HeldStillSource } from "../../src/backup/held-still.ts";
 import type { Outcome, PointInTime } from "../../src/backup/point-in-time.ts";
 import type { BackupReport, BackupRequest } from "../../src/backup/request.ts";
 import { runBackup } from "../../src/backup/run.ts";
+import type { BackupSource } from "../../src/backup/source.ts";
 import { MiB } from "../../src/bytes/size.ts";
 import { ChunkWorkers } from "../../src/chunk/workers.ts";
 import type { DiskSource } from "../../src/disk/disk.ts";
@@ -77,23 +79,7 @@ export class Backups {
     return {
       ...this.tools(options.store),
       source: options.source ?? "web",
-      diskNames: disks.map((disk) => disk.name),
-      open: (bitmapOf) => {
-        options.onOpen?.(bitmapOf);
-        return Promise.resolve({
-          disks: new Map(disks.map((disk) => [disk.name, disk])),
-          consistency: options.consistency ?? "unknown",
-          assertAlive: options.assertAlive ?? ((): Promise<void> => Promise.resolve()),
-          close: (outcome) => {
-            this.closed.push(outcome);
-            options.onClose?.(outcome);
-            return Promise.resolve();
-          },
-        });
-      },
-      full: options.full ?? false,
-      bitmap: options.bitmap,
-      parent: options.parent,
+      connect: () => Promise.resolve(this.#source(disks, options)),
       tags: {},
       dedup: { scope: options.scope ?? "repository", cacheDir: options.cacheDir ?? this.cacheDir },
       holder: { host: "test", pid: 1 },
@@ -103,6 +89,30 @@ export class Backups {
       progress: () => undefined,
       peakRssBytes: () => 0,
     };
+  }
+
+  #source(disks: readonly DiskSource[], options: RunOptions): BackupSource {
+    return new HeldStillSource({
+      source: options.source ?? "web",
+      diskNames: disks.map((disk) => disk.name),
+      full: options.full ?? false,
+      bitmap: options.bitmap,
+      parent: options.parent,
+      open: (bitmapOf) => {
+        options.onOpen?.(bitmapOf);
+        return Promise.resolve({
+          disks: new Map(disks.map((disk) => [disk.name, disk])),
+          consistency: options.consistency ?? "unknown",
+          bitmap: undefined,
+          assertAlive: options.assertAlive ?? ((): Promise<void> => Promise.resolve()),
+          close: (outcome) => {
+            this.closed.push(outcome);
+            options.onClose?.(outcome);
+            return Promise.resolve();
+          },
+        });
+      },
+    });
   }
 
   async backup(disks: readonly DiskSource[], options: RunOptions = {}): Promise<BackupReport> {

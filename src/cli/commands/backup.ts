@@ -3,7 +3,7 @@ import { formatSize } from "../../bytes/size.ts";
 import { AppError } from "../../errors.ts";
 import { dryRun, runBackup } from "../../backup/run.ts";
 import type { BackupProgress, BackupReport, BackupRequest, DryRun } from "../../backup/request.ts";
-import { openNbdExports } from "../../backup/nbd-exports.ts";
+import { nbdExports } from "../../backup/nbd-exports.ts";
 import { parseTags, sourceSettings } from "../../settings.ts";
 import { action } from "../action.ts";
 import { generationDocument } from "../documents.ts";
@@ -63,21 +63,14 @@ Examples:
         const source = sourceSettings(command.args[0], flags.disk, flags.name);
         const tags = parseTags(flags.tag);
         const connections = parseConnections(flags.connections);
+        const { full = false, bitmap, parent } = flags;
+        const wish = { source: source.name, full, bitmap, parent };
         await withSession(flags, cli, async (session) => {
           const progress = new Progress(cli.output);
           const request: BackupRequest = {
             ...session,
             source: source.name,
-            diskNames: source.disks.map((disk) => disk.name),
-            open: (bitmapOf, signal) =>
-              openNbdExports(
-                source.disks.map((disk) => ({ ...disk, bitmap: bitmapOf(disk.name) })),
-                connections,
-                signal,
-              ),
-            full: flags.full === true,
-            bitmap: flags.bitmap,
-            parent: flags.parent,
+            connect: () => Promise.resolve(nbdExports(wish, source.disks, connections)),
             tags,
             dedup: { scope: checkScope(flags.dedup), cacheDir: session.settings.cacheDir },
             holder: thisProcess(),

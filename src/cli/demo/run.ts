@@ -2,7 +2,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { formatSize, KiB, MiB } from "../../bytes/size.ts";
-import { openNbdExports } from "../../backup/nbd-exports.ts";
+import { nbdExports } from "../../backup/nbd-exports.ts";
 import type { BackupReport, BackupRequest } from "../../backup/request.ts";
 import { runBackup } from "../../backup/run.ts";
 import { AppError } from "../../errors.ts";
@@ -111,19 +111,13 @@ async function backUp(
   parent: string | undefined,
   { output, run }: CliContext,
 ): Promise<BackupReport> {
+  const bitmap = parent === undefined ? undefined : BITMAP;
+  const wish = { source: "demo", full: false, bitmap, parent };
   const request: BackupRequest = {
     ...session,
     source: "demo",
-    diskNames: ["disk"],
-    open: (bitmapOf, signal) =>
-      openNbdExports(
-        [{ name: "disk", address: parseNbdUri(uri), bitmap: bitmapOf("disk") }],
-        undefined,
-        signal,
-      ),
-    full: false,
-    bitmap: parent === undefined ? undefined : BITMAP,
-    parent,
+    connect: () =>
+      Promise.resolve(nbdExports(wish, [{ name: "disk", address: parseNbdUri(uri) }], undefined)),
     tags: {},
     dedup: { scope: "repository", cacheDir: session.settings.cacheDir },
     holder: thisProcess(),
