@@ -10,6 +10,7 @@ VERSITYGW=github.com/versity/versitygw/cmd/versitygw@v1.8.0
 # program, and the package that has it
 PACKAGES="
 qemu-nbd:qemu-utils
+qemu-system-x86_64:qemu-system-x86
 nbdkit:nbdkit
 nbdcopy:libnbd-bin
 nbdsh:python3-libnbd
