@@ -4,10 +4,10 @@ import { join, resolve } from "node:path";
 import type { DiskTarget } from "../disk/disk.ts";
 import { PartialFile } from "../disk/partial-file.ts";
 import { AppError } from "../errors.ts";
+import { runProgram, startProgram, type RunningProgram } from "../flow/programs.ts";
 import { pause } from "../flow/retry.ts";
 import { openNbdTarget } from "../nbd/target.ts";
 import { parseNbdUri } from "../nbd/uri.ts";
-import { runProgram, startProgram, type RunningProgram } from "./programs.ts";
 
 /** How long qemu-nbd may take to listen, in milliseconds. */
 const START_MS = 20_000;

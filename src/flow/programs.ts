@@ -2,6 +2,13 @@ import { execFile, spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { AppError, messageOf, systemCode } from "../errors.ts";
 
+/** The Debian packages of the programs that are run. */
+const PACKAGES: Readonly<Record<string, string>> = {
+  "qemu-img": "qemu-utils",
+  "qemu-nbd": "qemu-utils",
+  fallocate: "util-linux",
+};
+
 /** Output kept of a program, in bytes; more is a failure of that program. */
 const OUTPUT_MAX = 64 * 1024;
 
@@ -65,7 +72,9 @@ async function stop(child: ChildProcess): Promise<void> {
 }
 
 function missing(program: string, cause: unknown): AppError {
-  const message = `${program} is not installed; on Debian: apt install qemu-utils`;
+  const from = PACKAGES[program];
+  const hint = from === undefined ? "" : `; on Debian: apt install ${from}`;
+  const message = `${program} is not installed${hint}`;
   return new AppError("usage", "E_PROGRAM_MISSING", message, { program }, cause);
 }
 
