@@ -24,7 +24,7 @@ const NODE_FORM = new RegExp(`^bk-(${TOKEN})-([sfbca])(${INDEX})$`);
 const JOB_FORM = new RegExp(`^bk-(${TOKEN})-job-(${INDEX})$`);
 const EXPORT_FORM = new RegExp(`^bk-(${TOKEN})-exp-(${INDEX})$`);
 const TEMPORARY_FORM = new RegExp(`^bk-(${TOKEN})-(?:tmp|c(?:${INDEX}))$`);
-const FILE_FORM = new RegExp(`^bk-(${TOKEN})(?:-(?:${INDEX})\\.qcow2|\\.run|\\.sock)$`);
+const FILE_FORM = new RegExp(`^bk-(${TOKEN})(?:-(?:${INDEX})\\.qcow2|\\.run(?:\\.new)?)$`);
 const GENERATION_FORM = new RegExp(`^bk-(${UUID})-(${UUID})-([A-Za-z0-9._-]{1,128})$`);
 
 /** The most bytes that the path of a Unix socket may have (`sun_path`, less its end). */
@@ -104,7 +104,7 @@ export function tokenOfBitmap(name: string): string | undefined {
   return TEMPORARY_FORM.exec(name)?.[1];
 }
 
-/** The token in the base name of a file or socket of a run. */
+/** The token in the base name of a file of a run. */
 export function tokenOfFile(name: string): string | undefined {
   return FILE_FORM.exec(name)?.[1];
 }

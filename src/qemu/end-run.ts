@@ -1,0 +1,109 @@
+import { AppError, messageOf } from "../errors.ts";
+import { staleBitmaps, type PlacedBitmap } from "./bitmaps.ts";
+import type { RunDisk } from "./fleecing.ts";
+import type { Guard } from "./guard/guard.ts";
+import { surveyVm, type Vm } from "./inventory.ts";
+import type { RunNames } from "./names.ts";
+import { QmpClient } from "./qmp/client.ts";
+import { clearLeftovers, removeFiles } from "./recovery.ts";
+import type { RunFile } from "./run-file.ts";
+
+/** What became of the generation; see `QemuPointInTime.close`. */
+export type Outcome = "committed" | "failed" | "unknown";
+
+/** How long taking down may take, in milliseconds. */
+const END_MS = 120_000;
+
+/** How long a VM that hung up on us may take to greet again, in milliseconds. */
+const RECONNECT_MS = 5000;
+
+/** All that a run has, as far as it came. */
+export interface RunState {
+  readonly client: QmpClient;
+  readonly names: RunNames;
+  readonly disks: readonly RunDisk[];
+  readonly plan: { readonly repository: string; readonly generation: string };
+  readonly mark: RunFile;
+  readonly guard: Pick<Guard, "finish"> | undefined;
+  readonly scratchDir: string;
+  warn(message: string): void;
+}
+
+/**
+ * Takes down what the run has made, then removes the bitmaps that the outcome makes superfluous. What cannot be done
+ * is left to the next run, with a warning. Never throws.
+ */
+export async function endRun(run: RunState, outcome: Outcome): Promise<void> {
+  const { names, scratchDir, mark, warn } = run;
+  const signal = AbortSignal.timeout(END_MS);
+  try {
+    const client = await reachable(run.client, signal);
+    if (client === undefined) {
+      await removeFiles(names.token, scratchDir); // QEMU is gone, and with it everything else
+      return;
+    }
+    try {
+      await clearLeftovers(client, { token: names.token, scratchDir }, signal);
+      await removeBitmaps(client, (vm) => superfluous(vm, run, outcome), signal);
+    } finally {
+      if (client !== run.client) await client.close();
+    }
+  } catch (error) {
+    warn(`Not everything of this backup could be taken down, the next one will: ${messageOf(error)}`);
+    await mark.giveUp().catch(() => undefined); // what marks the run may be what could not be written
+  } finally {
+    await run.guard?.finish();
+  }
+}
+
+function superfluous(vm: Vm, { disks, plan }: RunState, outcome: Outcome): readonly PlacedBitmap[] {
+  switch (outcome) {
+    case "committed": {
+      const names = new Set(disks.map(({ disk }) => disk.name));
+      const ours = vm.disks.filter((disk) => names.has(disk.name));
+      return staleBitmaps(ours, plan.repository, plan.generation);
+    }
+    case "failed": {
+      const names = new Map(disks.map(({ disk, newBitmap }) => [newBitmap, disk.name]));
+      return vm.nodes.flatMap(({ name: node, bitmaps }) =>
+        bitmaps.flatMap(({ name }) => {
+          const disk = names.get(name);
+          return disk === undefined ? [] : { disk, node, name, generation: plan.generation };
+        }),
+      );
+    }
+    case "unknown":
+      return [];
+  }
+}
+
+/** In one transaction: all go, or none. */
+async function removeBitmaps(
+  client: QmpClient,
+  choose: (vm: Vm) => readonly PlacedBitmap[],
+  signal: AbortSignal,
+): Promise<void> {
+  const bitmaps = choose(await surveyVm(client, signal));
+  if (bitmaps.length === 0) return;
+  const actions = bitmaps.map(({ node, name }) => ({
+    type: "block-dirty-bitmap-remove",
+    data: { node, name },
+  }));
+  await client.execute("transaction", { actions }, signal);
+}
+
+/** The client itself, or a new one when its connection is over; undefined when QEMU is gone. */
+async function reachable(client: QmpClient, signal: AbortSignal): Promise<QmpClient | undefined> {
+  try {
+    await client.execute("query-status", undefined, signal);
+    return client;
+  } catch (error) {
+    if (!(error instanceof AppError) || error.code === "E_QMP_TIMEOUT") throw error;
+  }
+  try {
+    return await QmpClient.connect(client.path, signal, { greetingMs: RECONNECT_MS });
+  } catch (error) {
+    if (error instanceof AppError && error.code === "E_QMP_CONNECT") return undefined;
+    throw error;
+  }
+}

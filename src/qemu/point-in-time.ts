@@ -1,0 +1,262 @@
+import { AppError, hasCode, messageOf } from "../errors.ts";
+import { halfThreads, type KnownGeneration } from "./bitmaps.ts";
+import { ClassicFleecing } from "./classic-fleecing.ts";
+import { refuseIothreads, requireQemu, selectDisks } from "./requirements.ts";
+import { endRun, type Outcome } from "./end-run.ts";
+import { FilterFleecing } from "./filter-fleecing.ts";
+import { runDiskOf, type Fleecing, type QemuPlan, type RunDisk } from "./fleecing.ts";
+import { Guard, type GuardOptions, type Thawed } from "./guard/guard.ts";
+import { surveyVm, type Vm, type VmDisk } from "./inventory.ts";
+import { RunNames } from "./names.ts";
+import { startNbdServer, exportDisk } from "./nbd-server.ts";
+import { QmpClient } from "./qmp/client.ts";
+import { clearLeftovers, mergeHalfThreads } from "./recovery.ts";
+import { RunFile } from "./run-file.ts";
+import { makeScratch } from "./scratch.ts";
+import { Watch } from "./watch.ts";
+
+export interface QemuSourceOptions {
+  /** Path of the monitor's socket. */
+  readonly qmp: string;
+  /** Path of the guest agent's socket. */
+  readonly agent?: string | undefined;
+  /** `auto`: frozen if an agent answers, else crash consistent. `require`: frozen, or no backup. */
+  readonly freeze: "auto" | "require" | "off";
+  /** The longest that the guest may stand frozen, in milliseconds. */
+  readonly freezeBudgetMs: number;
+  readonly fleecing: "auto" | "classic" | "filter";
+  /** An absolute path that QEMU has too, and may write to. */
+  readonly scratchDir: string;
+  /** Bytes that the run may take there; undefined: as much as it could ever need, if there is so much. */
+  readonly scratchSizeMax?: number | undefined;
+  /** Names of disks; undefined: all that the guest can write. */
+  readonly disks?: readonly string[] | undefined;
+  warn(message: string): void;
+}
+
+export interface OpenedQemuDisk {
+  readonly name: string;
+  /** Bytes. */
+  readonly size: number;
+  /** Where QEMU's NBD server listens. */
+  readonly socket: string;
+  readonly exportName: string;
+  /** To be read as `qemu:dirty-bitmap:NAME`: what changed since the parent. */
+  readonly bitmap: string | undefined;
+  /** Records from now on; for the manifest. */
+  readonly newBitmap: string;
+}
+
+export interface QemuPointInTime {
+  readonly disks: readonly OpenedQemuDisk[];
+  readonly consistency: "filesystem" | "crash";
+  /** How long the guest stood frozen; undefined when it did not. */
+  readonly frozenMs: number | undefined;
+  /** How long the instant took: that is all the guest had to be frozen for. */
+  readonly takeMs: number;
+  /** @throws AppError E_POINT_IN_TIME_LOST (source), when what was read may be newer than the instant. */
+  assertAlive(signal: AbortSignal): Promise<void>;
+  /** Rejects with E_POINT_IN_TIME_LOST as soon as QEMU says so. Never resolves. */
+  readonly lost: Promise<never>;
+  /**
+   * Takes everything down. `committed`: the parent's bitmaps and what else is stale go; `failed`: the new ones go;
+   * `unknown`: both stay, for the next run to decide. Called once, never throws, warns.
+   */
+  close(outcome: Outcome): Promise<void>;
+}
+
+/** What a run asks of its guard, which is started before anything is done to QEMU. */
+export type RunGuard = Pick<Guard, "freeze" | "thaw" | "finish" | "died">;
+
+export type StartGuard = (options: GuardOptions, signal: AbortSignal) => Promise<RunGuard>;
+
+/** A running QEMU that is ours: its monitor serves one client, and that is the lock on the VM. */
+export class QemuVm {
+  readonly #client: QmpClient;
+  readonly #options: QemuSourceOptions;
+  readonly #names: RunNames;
+  #vm: Vm;
+
+  private constructor(client: QmpClient, options: QemuSourceOptions, token: string, vm: Vm) {
+    this.#client = client;
+    this.#options = options;
+    this.#names = new RunNames(token);
+    this.#vm = vm;
+  }
+
+  /**
+   * Connects and clears what dead runs left behind.
+   *
+   * @param token of the run (`tokenOfRun`).
+   * @throws AppError as `QmpClient.connect`, `clearLeftovers`, `selectDisks` and `refuseIothreads`; E_FLEECING,
+   *   E_FREEZE_AGENT, E_QEMU_OLD (usage).
+   */
+  static async connect(options: QemuSourceOptions, token: string, signal: AbortSignal): Promise<QemuVm> {
+    if (options.freeze === "require" && options.agent === undefined) {
+      const message =
+        "The guest can only be frozen through its agent: name the socket with --guest-agent PATH";
+      throw new AppError("usage", "E_FREEZE_AGENT", message);
+    }
+    const client = await QmpClient.connect(options.qmp, signal);
+    try {
+      const cleared = await clearLeftovers(client, options, signal);
+      for (const run of cleared) options.warn(`Cleared what an earlier backup left behind: ${run}`);
+      const vm = await surveyVm(client, signal);
+      selectDisks(vm, options.disks);
+      refuseIothreads(vm);
+      requireQemu(vm, await client.schema(signal), options.fleecing);
+      return new QemuVm(client, options, token, vm);
+    } catch (error) {
+      await client.close();
+      throw error;
+    }
+  }
+
+  /** As of the connection, or of the last `mergeBack`. */
+  get vm(): Vm {
+    return this.#vm;
+  }
+
+  /** Those to be backed up. */
+  get disks(): readonly VmDisk[] {
+    return selectDisks(this.#vm, this.#options.disks);
+  }
+
+  /**
+   * Repairs bitmaps that an interrupted run of the "thread" form left behind (`halfThreads`). Before `chooseParent`.
+   *
+   * @param known newest first.
+   * @returns the names of the disks.
+   */
+  async mergeBack(
+    repository: string,
+    known: readonly KnownGeneration[],
+    signal: AbortSignal,
+  ): Promise<string[]> {
+    const halves = halfThreads(this.#vm.disks, repository, known);
+    if (halves.length === 0) return [];
+    await mergeHalfThreads(this.#client, halves, signal);
+    this.#vm = await surveyVm(this.#client, signal);
+    return halves.map((half) => half.disk);
+  }
+
+  /**
+   * Makes the point in time. When any step fails, everything is undone first.
+   *
+   * @throws AppError E_SCRATCH_FOLDER, E_SCRATCH_SIZE, E_PROGRAM_MISSING (usage), E_SCRATCH_SPACE (full),
+   *   E_NBD_SERVER_TAKEN (locked), E_FREEZE_OVERRUN (source); as `Guard`, `QmpClient.execute`; the signal's reason.
+   */
+  async open(
+    plan: QemuPlan,
+    signal: AbortSignal,
+    startGuard: StartGuard = (guarded, until) => Guard.start(guarded, until),
+  ): Promise<QemuPointInTime> {
+    const [client, names, options] = [this.#client, this.#names, this.#options];
+    const { scratchDir, warn } = options;
+    const disks = this.disks.map((disk, index) => runDiskOf(plan, disk, index));
+    const mark = await RunFile.create(scratchDir, names.token, options.qmp);
+    let guard: RunGuard | undefined;
+    let watch: Watch | undefined;
+    const end = (outcome: Outcome): Promise<void> => {
+      watch?.close();
+      return endRun({ client, names, disks, plan, mark, guard, scratchDir, warn }, outcome);
+    };
+    try {
+      const agent = options.freeze === "off" ? undefined : options.agent;
+      guard = await startGuard({ ...options, agent, token: names.token }, signal);
+      watchGuard(guard, warn);
+
+      // the slow part, which the guest does not notice
+      const fleecing = this.#fleecing(disks, mark);
+      await fleecing.attach(await makeScratch(names, disks, options, signal), signal);
+      const socket = await startNbdServer(client, names, scratchDir, disks.length, signal);
+      watch = new Watch(client, names, disks);
+
+      // the instant
+      const frozen = await this.#freeze(guard, signal);
+      const startedAt = performance.now();
+      let takeMs: number;
+      let thawed: Thawed;
+      try {
+        await fleecing.take(signal);
+        takeMs = performance.now() - startedAt;
+      } finally {
+        thawed = await guard.thaw();
+      }
+      const consistency = this.#consistency(frozen, thawed.overrun);
+
+      // the guest runs on
+      for (const disk of disks)
+        await exportDisk(client, names, disk, await fleecing.view(disk, signal), signal);
+      return {
+        disks: disks.map((disk) => openedDisk(disk, names, socket)),
+        consistency,
+        frozenMs: frozen ? thawed.frozenMs : undefined,
+        takeMs,
+        lost: watch.lost,
+        assertAlive: assertAlive(fleecing, watch),
+        close: end,
+      };
+    } catch (error) {
+      await end("failed");
+      throw error;
+    }
+  }
+
+  /** What was opened is closed first. */
+  async close(): Promise<void> {
+    await this.#client.close();
+  }
+
+  #fleecing(disks: readonly RunDisk[], mark: RunFile): Fleecing {
+    return this.#options.fleecing === "filter"
+      ? new FilterFleecing(this.#client, this.#names, disks, mark)
+      : new ClassicFleecing(this.#client, this.#names, disks);
+  }
+
+  /** @returns whether the guest stands frozen. */
+  async #freeze(guard: Pick<Guard, "freeze">, signal: AbortSignal): Promise<boolean> {
+    const { freeze, agent, warn } = this.#options;
+    if (freeze === "off" || agent === undefined) return false;
+    try {
+      await guard.freeze(signal);
+      return true;
+    } catch (error) {
+      signal.throwIfAborted();
+      if (freeze === "require" || hasCode(error, "E_FROZEN")) throw error;
+      warn(`The guest was not frozen, so the backup is crash consistent: ${messageOf(error)}`);
+      return false;
+    }
+  }
+
+  #consistency(frozen: boolean, overrun: boolean): QemuPointInTime["consistency"] {
+    if (!frozen) return "crash";
+    if (!overrun) return "filesystem";
+    const { freeze, freezeBudgetMs, warn } = this.#options;
+    const what = `The guest was thawed before the point in time was made: it took longer than ${freezeBudgetMs} ms`;
+    if (freeze === "require") throw new AppError("source", "E_FREEZE_OVERRUN", what, { freezeBudgetMs });
+    warn(`${what}, so the backup is crash consistent`);
+    return "crash";
+  }
+}
+
+function openedDisk({ disk, parent, newBitmap }: RunDisk, names: RunNames, socket: string): OpenedQemuDisk {
+  const bitmap = parent === undefined ? undefined : names.temporaryBitmap;
+  return { name: disk.name, size: disk.size, socket, exportName: disk.name, bitmap, newBitmap };
+}
+
+function assertAlive(fleecing: Fleecing, watch: Watch): QemuPointInTime["assertAlive"] {
+  return async (signal) => {
+    const broken = await fleecing.whatBroke(signal);
+    await watch.check(); // it may know why
+    if (broken !== undefined) throw watch.lose(broken);
+  };
+}
+
+function watchGuard(guard: Pick<Guard, "died">, warn: (message: string) => void): void {
+  guard.died.catch((error: unknown) =>
+    warn(
+      `Nobody watches over this backup any more: ${messageOf(error)}; if it dies too, the VM may stay stopped`,
+    ),
+  );
+}
