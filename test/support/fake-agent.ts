@@ -24,13 +24,15 @@ export class FakeAgent {
   answerInstead: string | undefined;
   /** How the connection ends instead of this command's answer. */
   hangUpAt: string | undefined;
+  /** The command that it hangs in. */
+  holding: string | undefined;
   /** Clients served so far. */
   clients = 0;
   readonly #queue: Socket[] = [];
   #active: Socket | undefined;
   #input: Buffer = Buffer.alloc(0);
   #running = true;
-  #held: { readonly command: string; after: boolean; wait: Promise<void> } | undefined;
+  #held: { readonly command: string; readonly after: boolean; readonly wait: Promise<void> } | undefined;
   #pumping = false;
   #changed: (() => void)[] = [];
 
@@ -131,13 +133,10 @@ export class FakeAgent {
       arguments?: { id?: number };
     };
     const held = this.#held?.command === execute ? this.#held : undefined;
-    if (held?.after === false) await held.wait;
+    if (held?.after === false) await this.#hang(held);
     this.executed.push(execute);
     const answer = this.#do(execute, args?.id);
-    if (held?.after === true) {
-      this.#tell();
-      await held.wait;
-    }
+    if (held?.after === true) await this.#hang(held);
     if (this.hangUpAt === execute) {
       this.hangUpAt = undefined;
       this.#active?.destroy();
@@ -145,6 +144,13 @@ export class FakeAgent {
       this.#active?.write(this.answerInstead);
       this.answerInstead = undefined;
     } else this.#answer(answer, execute === "guest-sync-delimited");
+  }
+
+  async #hang({ command, wait }: { command: string; wait: Promise<void> }): Promise<void> {
+    this.holding = command;
+    this.#tell();
+    await wait;
+    this.holding = undefined;
   }
 
   #do(command: string, id: number | undefined): object {
