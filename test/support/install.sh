@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need and this machine lacks: Debian packages (as root), and two S3 servers by `go install`
-# into .cache/bin of the checkout. Asks nothing; does nothing, quickly, when nothing lacks.
+# Installs what the tests need and this machine lacks: Debian packages (as root); and, into .cache of the checkout, two
+# S3 servers by `go install`, the test guest, and a second QEMU. Asks nothing; does nothing, quickly, when nothing lacks.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -11,6 +11,8 @@ VERSITYGW=github.com/versity/versitygw/cmd/versitygw@v1.8.0
 PACKAGES="
 qemu-nbd:qemu-utils
 qemu-system-x86_64:qemu-system-x86
+mkfs.ext4:e2fsprogs
+cpio:cpio
 nbdkit:nbdkit
 nbdcopy:libnbd-bin
 nbdsh:python3-libnbd
@@ -23,7 +25,7 @@ radosgw:radosgw
 ceph:ceph-common
 "
 
-export PATH="$PWD/.cache/bin:$PATH:${GOPATH:-$HOME/go}/bin:/usr/local/go/bin"
+export PATH="$PWD/.cache/bin:$PATH:/usr/sbin:/sbin:${GOPATH:-$HOME/go}/bin:/usr/local/go/bin"
 has() { command -v "$1" >/dev/null 2>&1; }
 
 lacking=()
@@ -48,3 +50,6 @@ go_install() {
 }
 has minio || [ -n "${BLOCKHAUL_TEST_S3:-}" ] || go_install "$MINIO"
 has versitygw || go_install "$VERSITYGW"
+
+bash test/support/guest/make-guest.sh .cache/guest
+bash test/support/guest/make-qemu10.sh .cache/qemu-10 .cache/bin/qemu-system-x86_64-10
