@@ -70,9 +70,15 @@ export interface Guest {
  * @throws Error with what QEMU and the guest said, when it does not come up.
  */
 export async function bootGuest(options: GuestOptions = {}): Promise<Guest> {
-  const guest = await startGuest(options);
-  onTestFinished(() => guest.close());
-  return guest;
+  const starting = startGuest(options);
+  // before it is up: a test that runs out of time meanwhile leaves nothing behind either
+  onTestFinished(() =>
+    starting.then(
+      (guest) => guest.close(),
+      () => undefined,
+    ),
+  );
+  return await starting;
 }
 
 /** As `bootGuest`, for `beforeAll`: the caller closes it. */

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # make-qemu10.sh OUT LAUNCHER: a second, newer QEMU beside the system's, from Debian's backports, unpacked into OUT and
 # started by the script LAUNCHER with its own libraries and firmware. Needs no root, changes nothing of the system's QEMU.
-# Does nothing when OUT was made by the same files.
+# Does nothing when OUT was made there by the same files.
 set -euo pipefail
 usage="usage: make-qemu10.sh OUT LAUNCHER"
 absolute() { mkdir -p "$(dirname "$1")" && echo "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"; }
@@ -9,7 +9,7 @@ out=$(absolute "${1:?$usage}") launcher=$(absolute "${2:?$usage}")
 cd "$(dirname "$0")"
 . ./packages.sh
 
-stamp=$(content_stamp make-qemu10.sh packages.sh)
+stamp="$(content_stamp make-qemu10.sh packages.sh) $out" # the launcher names its folder
 [ "$(cat "$out/stamp" 2>/dev/null || :)" != "$stamp" ] || [ ! -x "$launcher" ] || exit 0
 echo "fetching QEMU 10" >&2
 work=$(mktemp -d "$out.XXXXXX")

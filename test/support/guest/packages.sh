@@ -11,20 +11,17 @@ fetch_packages() {
   for name in "$@"; do
     case $name in =*) alone+=("${name#=}") ;; *) closure+=("$name") ;; esac
   done
-  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
-  # without any lists yet apt knows no origins: then by the name that every Debian mirror's main archive has
-  [ -n "$mirror" ] || mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 '/debian/$' || :)
-  [ -n "$mirror" ] || { echo "apt on this machine has no Debian mirror" >&2; return 1; }
-  mkdir -p "$folder"/{lists/partial,cache/archives/partial,x}
+  mkdir -p "$folder"/{lists/partial,preferences.d,cache/archives/partial,x}
+  mirror=$(debian_mirror "$folder")
   : >"$folder/status"
-  : >"$folder/log"
   for suite in $suites; do
     echo "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
   done >"$folder/sources.list"
   cat >"$folder/apt.conf" <<EOF
 Dir::Etc::sourcelist "$folder/sources.list";
 Dir::Etc::sourceparts "-";
-Dir::Etc::preferencesparts "-";
+Dir::Etc::preferences "$folder/preferences";
+Dir::Etc::preferencesparts "$folder/preferences.d";
 Dir::State "$folder";
 Dir::State::lists "$folder/lists";
 Dir::State::status "$folder/status";
@@ -36,18 +33,38 @@ APT::Default-Release "$target";
 APT::Install-Recommends "0";
 APT::Sandbox::User "root";
 APT::Update::Post-Invoke "";
+APT::Update::Error-Mode "any";
 Acquire::Languages "none";
 Acquire::Retries "3";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 Debug::NoLocking "1";
 EOF
-  apt=(env "APT_CONFIG=$folder/apt.conf" DEBIAN_FRONTEND=noninteractive)
-  {
-    "${apt[@]}" apt-get update -q &&
-      "${apt[@]}" apt-get install -q -y --download-only "${closure[@]}" &&
-      (cd "$folder/cache/archives" && for name in "${alone[@]}"; do "${apt[@]}" apt-get download -q "$(resolve_package "$name")"; done)
-  } >"$folder/log" 2>&1 || { cat "$folder/log" >&2; return 1; }
+  apt=(env "APT_CONFIG=$folder/apt.conf" LC_ALL=C)
+  apt_logged update
+  apt_logged install -y --download-only "${closure[@]}"
+  for name in "${alone[@]}"; do
+    (cd "$folder/cache/archives" && apt_logged download "$(resolve_package "$name")")
+  done
   for name in "$folder"/cache/archives/*.deb; do dpkg -x "$name" "$folder/x"; done
+}
+
+# The mirror of Debian's main archive that this machine's apt uses. apt knows what an archive is only by its lists: where
+# there are none yet, they are fetched into FOLDER.
+debian_mirror() {
+  local own=(-o "Dir::State::lists=$1/lists" -o "Dir::Cache=$1/cache" -o APT::Sandbox::User=root -o Debug::NoLocking=1)
+  local ask=(indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian') found
+  found=$(apt-get "${ask[@]}" | sed -n 1p)
+  if [ -z "$found" ]; then
+    apt-get "${own[@]}" -qq update >&2
+    found=$(apt-get "${own[@]}" "${ask[@]}" | sed -n 1p)
+  fi
+  [ -n "$found" ] || { echo "apt on this machine has no mirror of Debian" >&2; return 1; }
+  echo "$found"
+}
+
+# The two below are parts of fetch_packages and use its variables.
+apt_logged() {
+  "${apt[@]}" apt-get -q "$@" >"$folder/log" 2>&1 || { cat "$folder/log" >&2; return 1; }
 }
 
 # A package without files of its own, like linux-image-cloud-amd64, stands for the one it depends on.
