@@ -39,11 +39,14 @@ export class GuestConsole {
     });
   }
 
-  /** Waits until the first port has said something that matches, what it said before the call included. */
+  /**
+   * Waits until the first port has said something that matches, what it said before the call included. Whole lines only:
+   * a line that is still on its way is not looked at.
+   */
   async waitFor(pattern: RegExp, limitMs = 20_000): Promise<RegExpExecArray> {
     const found = Promise.withResolvers<RegExpExecArray>();
     const look = (): void => {
-      const match = pattern.exec(this.log);
+      const match = pattern.exec(this.log.slice(0, this.log.lastIndexOf("\n") + 1));
       if (match !== null) found.resolve(match);
     };
     this.#watchers.add(look);
