@@ -1,8 +1,8 @@
 import { once } from "node:events";
 import { connect } from "node:net";
-import { describe, expect, onTestFinished, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { frozenCopy, fsck, needsRecovery, sequence } from "../support/guest/disk.ts";
-import { bootGuest, startGuest } from "../support/guest/guest.ts";
+import { bootGuest, startGuest, type Guest } from "../support/guest/guest.ts";
 
 /** A client that knows no more than lines: sends text, and gives out what comes, line by line. */
 async function speakTo(path: string): Promise<{ send(text: string): void; next(): Promise<string> }> {
@@ -112,36 +112,43 @@ test("a killed guest boots again from its disk and the writer goes on from its n
   expect(await sequence(guest.disks[0]!)).toBe(Number(written));
 });
 
-test("its agent can hang, go, come back, and refuse to freeze", async () => {
-  const guest = await bootGuest();
-  const run = (command: string): Promise<string> => guest.console.run(command);
-  await run("agent hang");
-  const heard = agentOf(guest.agent);
-  let answered = false;
-  void heard.then(() => (answered = true));
-  await run("sleep 0.5");
-  expect(answered).toBe(false);
-  await run("agent resume");
-  const agent = await heard;
-
-  await run("echo 'exit 1' > /run/freeze-hook");
-  expect(await agent("guest-fsfreeze-freeze")).toMatchObject({
-    error: { class: "GenericError", desc: expect.stringContaining("hook has failed") as string },
+describe("a guest for several tests", () => {
+  let guest: Guest;
+  beforeAll(async () => {
+    guest = await startGuest();
   });
-  await run("rm /run/freeze-hook && agent stop && agent start");
-  expect(await agent("guest-fsfreeze-freeze")).toEqual({ return: 1 });
-  expect(await agent("guest-fsfreeze-thaw")).toEqual({ return: 1 });
-});
+  afterAll(() => guest.close());
 
-test("its console runs commands, tells of those that fail, and bounds those that hang", async () => {
-  const { console } = await bootGuest();
-  await expect(console.run("echo said; false")).rejects.toThrow(/exited with 1: said/);
-  await expect(console.run("sleep 2", 100)).rejects.toThrow(/no end of "sleep 2" in 100 ms/);
-  await console.run(
-    "umount /mnt && mkfs.ext4 -q -F /dev/vda && mount /dev/vda /mnt && fill /mnt/a 100000 abc",
-  );
-  expect(await console.run("wc -c < /mnt/a; tail -c 4 /mnt/a; ls /mnt")).toBe("100000\nabc\na\nlost+found");
-  await expect(console.waitFor(/never said/, 50)).rejects.toThrow(/no .never said. in 50 ms/);
+  test("its agent can hang, go, come back, and refuse to freeze", async () => {
+    const run = (command: string): Promise<string> => guest.console.run(command);
+    await run("agent hang");
+    const heard = agentOf(guest.agent);
+    let answered = false;
+    void heard.then(() => (answered = true));
+    await run("sleep 0.5");
+    expect(answered).toBe(false);
+    await run("agent resume");
+    const agent = await heard;
+
+    await run("echo 'exit 1' > /run/freeze-hook");
+    expect(await agent("guest-fsfreeze-freeze")).toMatchObject({
+      error: { class: "GenericError", desc: expect.stringContaining("hook has failed") as string },
+    });
+    await run("rm /run/freeze-hook && agent stop && agent start");
+    expect(await agent("guest-fsfreeze-freeze")).toEqual({ return: 1 });
+    expect(await agent("guest-fsfreeze-thaw")).toEqual({ return: 1 });
+  });
+
+  test("its console runs commands, tells of those that fail, and bounds those that hang", async () => {
+    const { console } = guest;
+    await expect(console.run("echo said; false")).rejects.toThrow(/exited with 1: said/);
+    await expect(console.run("sleep 0.5", 50)).rejects.toThrow(/no end of "sleep 0.5" in 50 ms/);
+    await console.run(
+      "umount /mnt && mkfs.ext4 -q -F /dev/vda && mount /dev/vda /mnt && fill /mnt/a 100000 abc",
+    );
+    expect(await console.run("wc -c < /mnt/a; tail -c 4 /mnt/a; ls /mnt")).toBe("100000\nabc\na\nlost+found");
+    await expect(console.waitFor(/never said/, 50)).rejects.toThrow(/no .never said. in 50 ms/);
+  });
 });
 
 test("a QEMU that does not start says why", async () => {
