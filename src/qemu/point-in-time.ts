@@ -99,7 +99,7 @@ export class QemuVm {
     }
     const client = await QmpClient.connect(options.qmp, signal);
     try {
-      const cleared = await clearLeftovers(client, options, signal);
+      const cleared = await clearLeftovers(client, { scratchDir: options.scratchDir }, signal);
       for (const run of cleared) options.warn(`Cleared what an earlier backup left behind: ${run}`);
       const vm = await surveyVm(client, signal);
       selectDisks(vm, options.disks);
