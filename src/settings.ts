@@ -37,16 +37,33 @@ export interface DiskSettings {
   readonly address: NbdAddress;
 }
 
-export interface SourceSettings {
+/** NBD exports that somebody holds still. */
+export interface ExportsSettings {
+  readonly kind: "nbd";
   /** The source's name in the repository. */
   readonly name: string;
   readonly disks: readonly DiskSettings[];
 }
 
+/** A running QEMU. */
+export interface QmpSettings {
+  readonly kind: "qmp";
+  readonly name: string;
+  /** Path of the monitor's socket. */
+  readonly qmp: string;
+  /** Names of the disks to back up; none: all. */
+  readonly disks: readonly string[];
+}
+
+export type SourceSettings = ExportsSettings | QmpSettings;
+
+const QMP_SCHEME = "qmp:";
+
 const NAME = /^[A-Za-z0-9._-]{1,128}$/;
 
 /**
- * The disks to back up, from SOURCE (one NBD URI) or `--disk NAME=URI` repeated, and the name they are kept under.
+ * What to back up, from SOURCE (one NBD URI, or qmp:PATH with `--disk NAME` for some of its disks) or `--disk NAME=URI`
+ * repeated, and the name it is kept under.
  *
  * @throws AppError (usage) E_SOURCE, E_NO_SOURCE_NAME, E_DISK_TWICE and those of `parseNbdUri`.
  */
@@ -55,24 +72,35 @@ export function sourceSettings(
   diskFlags: readonly string[],
   nameFlag: string | undefined,
 ): SourceSettings {
+  if (source?.startsWith(QMP_SCHEME) === true) {
+    return { kind: "qmp", name: checkName(nameFlag ?? ""), qmp: qmpPath(source), disks: diskFlags };
+  }
   if ((source === undefined) === (diskFlags.length === 0)) {
     throw new AppError(
       "usage",
       "E_SOURCE",
-      "Give either one SOURCE (an NBD URI) or --disk NAME=URI, once for each disk",
+      "Give either one SOURCE (an NBD URI, or qmp:PATH of a QEMU monitor) or --disk NAME=URI, once for each disk",
     );
   }
   const disks = source === undefined ? diskFlags.map(parseDiskFlag) : [singleDisk(source)];
   const twice = disks.find((disk, index) => disks.findIndex((other) => other.name === disk.name) !== index);
   if (twice !== undefined) throw new AppError("usage", "E_DISK_TWICE", `Disk ${twice.name} is given twice`);
   const exportName = disks.length === 1 ? disks[0]!.address.exportName : "";
-  const name = nameFlag ?? exportName;
-  if (!NAME.test(name)) {
-    const hint =
-      name === "" ? "the export has no name" : `"${name}" has other characters than A-Z a-z 0-9 . _ -`;
-    throw new AppError("usage", "E_NO_SOURCE_NAME", `Give the backup a name with --name NAME: ${hint}`);
-  }
-  return { name, disks };
+  return { kind: "nbd", name: checkName(nameFlag ?? exportName), disks };
+}
+
+/** The path of the monitor's socket in qmp:PATH. @throws AppError E_SOURCE (usage). */
+export function qmpPath(source: string): string {
+  const path = source.startsWith(QMP_SCHEME) ? source.slice(QMP_SCHEME.length) : "";
+  if (path !== "") return path;
+  throw new AppError("usage", "E_SOURCE", `Not a QEMU monitor: "${source}"; write qmp:/path/to/qmp.sock`);
+}
+
+function checkName(name: string): string {
+  if (NAME.test(name)) return name;
+  const hint =
+    name === "" ? "there is none to take over" : `"${name}" has other characters than A-Z a-z 0-9 . _ -`;
+  throw new AppError("usage", "E_NO_SOURCE_NAME", `Give the backup a name with --name NAME: ${hint}`);
 }
 
 function singleDisk(source: string): DiskSettings {
@@ -80,7 +108,7 @@ function singleDisk(source: string): DiskSettings {
     throw new AppError(
       "usage",
       "E_SOURCE",
-      `Not an NBD URI: "${source}"; write nbd://HOST/EXPORT, nbds://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH`,
+      `Not an NBD URI: "${source}"; write nbd://HOST/EXPORT, nbds://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, or qmp:PATH`,
     );
   }
   const address = parseNbdUri(source);

@@ -63,7 +63,7 @@ export async function commit(
     writer: request.writer,
   };
   await commitGeneration(repository, manifest, signal);
-  return { manifest, stats: { ...stats, requests: repository.store.requests() } };
+  return { manifest, stats: { ...stats, requests: repository.store.requests() }, guest: open.guest };
 }
 
 async function storeDisk(
@@ -72,6 +72,7 @@ async function storeDisk(
   { refs }: Copied,
 ): Promise<ManifestDisk> {
   const { repository } = request;
+  const bitmap = open.bitmaps?.get(name);
   const packRef = (pack: string): PackRef => needed(refs.get(pack), pack);
   const parent =
     plan.parentDisk === undefined ? undefined : { size: plan.parentDisk.size, layers: plan.base };
@@ -82,7 +83,7 @@ async function storeDisk(
     kind: plan.kind,
     reason: plan.reason,
     layers: await storeStack(repository, layer, packRef, parent, run.signal),
-    ...(open.bitmap !== undefined && { bitmap: open.bitmap }),
+    ...(bitmap !== undefined && { bitmap }),
     counts: stats,
   };
 }

@@ -59,7 +59,10 @@ export class HeldStillSource implements BackupSource {
 function chooseWay(wish: HeldStill, parent: StoredManifest | undefined, disk: string): DiskWay {
   if (wish.full) return fullWay("asked for with --full");
   if (parent === undefined) return fullWay(`first generation of ${wish.source}`);
-  if (wish.bitmap !== undefined) return incrementalWay(parent, disk, wish.bitmap);
+  if (wish.bitmap !== undefined) {
+    const reason = `bitmap ${wish.bitmap} since generation ${parent.generation}`;
+    return incrementalWay(parent, disk, wish.bitmap, reason);
+  }
   return rescanWay(parent, disk, "no dirty bitmap given");
 }
 

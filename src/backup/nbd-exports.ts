@@ -58,7 +58,6 @@ export function nbdExports(
       return {
         disks,
         consistency: "unknown",
-        bitmap: undefined,
         assertAlive: () => Promise.resolve(),
         close: () => closeExports(disks),
       };

@@ -52,10 +52,14 @@ export function rescanWay(parent: StoredManifest, disk: string, why: string): Di
 }
 
 /** By a bitmap that has recorded since the parent; a full where the parent does not have the disk. */
-export function incrementalWay(parent: StoredManifest, disk: string, bitmap: string): DiskWay {
+export function incrementalWay(
+  parent: StoredManifest,
+  disk: string,
+  bitmap: string,
+  reason: string,
+): DiskWay {
   const parentDisk = parent.disks.find(({ name }) => name === disk);
   if (parentDisk === undefined) return fullWay(`disk ${disk} is not in generation ${parent.generation}`);
-  const reason = `bitmap ${bitmap} since generation ${parent.generation}`;
   return { kind: "incremental", reason, parentDisk, bitmap };
 }
 

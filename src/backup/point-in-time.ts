@@ -6,6 +6,14 @@ import type { DiskSource } from "../disk/disk.ts";
  */
 export type Outcome = "committed" | "failed" | "unknown";
 
+/** Times in milliseconds. */
+export interface GuestPause {
+  /** How long the guest's file systems stood frozen; undefined when they did not. */
+  readonly frozenMs: number | undefined;
+  /** How long the instant itself took: all that the guest had to be frozen for. */
+  readonly takeMs: number;
+}
+
 /**
  * Every disk of a source at one instant, held open while it is copied.
  *
@@ -17,8 +25,10 @@ export interface PointInTime {
   readonly disks: ReadonlyMap<string, DiskSource>;
   /** How the guest's file systems stand: `unknown` when nobody told us. */
   readonly consistency: "filesystem" | "crash" | "unknown";
-  /** The source's bitmap that counts changes since this instant, on every disk; undefined: it keeps none. */
-  readonly bitmap: string | undefined;
+  /** By disk: the source's bitmap that counts changes since this instant. Absent: it keeps none. */
+  readonly bitmaps?: ReadonlyMap<string, string>;
+  /** What the guest felt of it. */
+  readonly guest?: GuestPause;
   /** Never resolves; rejects as soon as the source finds that the instant is lost, so that the run can stop at once. */
   readonly lost?: Promise<never>;
 

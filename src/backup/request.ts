@@ -3,6 +3,7 @@ import type { DedupScope } from "../repository/dedup.ts";
 import type { Manifest } from "../repository/manifest.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import type { ChunkStats } from "./counts.ts";
+import type { GuestPause } from "./point-in-time.ts";
 import type { BackupSource } from "./source.ts";
 
 /** Everything a backup needs to know; made by the command line from flags, by others from their own settings. */
@@ -46,6 +47,8 @@ export interface RunStats extends ChunkStats {
 export interface BackupReport {
   readonly manifest: Manifest;
   readonly stats: RunStats;
+  /** Absent for a source that has no guest. */
+  readonly guest: GuestPause | undefined;
 }
 
 /** Which way a disk would go: what `--dry-run` tells. */

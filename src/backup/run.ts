@@ -124,10 +124,11 @@ async function openDedup(request: BackupRequest, signal: AbortSignal): Promise<D
 async function planFrom(from: BackupSource, request: BackupRequest, signal: AbortSignal): Promise<PlanAfter> {
   const { repository, source } = request;
   const latest = await latestGeneration(repository, source, signal);
-  const plan = await from.plan({
+  const earlier = {
     latest,
-    byId: (generation) => findGeneration(repository, { source, generation }, signal),
-    resolve: (name) => resolveGeneration(repository, name, signal),
-  });
+    byId: (generation: string) => findGeneration(repository, { source, generation }, signal),
+    resolve: (name: string) => resolveGeneration(repository, name, signal),
+  };
+  const plan = await from.plan(earlier, signal);
   return { ...plan, latest };
 }

@@ -17,8 +17,8 @@ export interface EarlierGenerations {
  * holds still.
  */
 export interface BackupSource {
-  /** Full, incremental or rescan, disk by disk, each with its reason. Changes nothing. */
-  plan(earlier: EarlierGenerations): Promise<Plan>;
+  /** Full, incremental or rescan, disk by disk, each with its reason. Changes nothing that a dry run must not. */
+  plan(earlier: EarlierGenerations, signal: AbortSignal): Promise<Plan>;
 
   /**
    * Opens the point in time. Called once.

@@ -7,11 +7,17 @@ import { generationBitmap, parseGenerationBitmap } from "./names.ts";
  * must go. Nothing here asks QEMU; bitmaps are only ever told apart by name, never by place or content.
  */
 
+export interface KnownDisk {
+  readonly size: number;
+  /** That counts what changed since, as the manifest says; a repaired generation keeps that of the one it repairs. */
+  readonly bitmap?: string | undefined;
+}
+
 /** A generation that the repository lists. */
 export interface KnownGeneration {
   readonly generation: string;
   /** By name. */
-  readonly disks: ReadonlyMap<string, { readonly size: number }>;
+  readonly disks: ReadonlyMap<string, KnownDisk>;
 }
 
 /** How one disk is read. */
@@ -88,7 +94,7 @@ function wayOf(
 ): BitmapWay {
   const id = parent.generation;
   const before = parent.disks.get(disk.name);
-  const name = generationBitmap(repository, id, disk.name);
+  const name = before?.bitmap ?? generationBitmap(repository, id, disk.name);
   const bitmap = disk.bitmaps.find((other) => other.name === name);
   const no = (reason: string): BitmapWay => ({ bitmap: undefined, reason });
   if (before === undefined) return no(`disk ${disk.name} is not in generation ${id}`);

@@ -1,11 +1,5 @@
 import { AppError } from "../errors.ts";
-import {
-  bitmapActions,
-  type Action,
-  type Fleecing,
-  type RunDisk,
-  type View,
-} from "./fleecing.ts";
+import { bitmapActions, type Action, type Fleecing, type RunDisk, type View } from "./fleecing.ts";
 import { queryDisks, queryStatus, type Vm } from "./inventory.ts";
 import type { RunNames } from "./names.ts";
 import type { QmpClient } from "./qmp/client.ts";

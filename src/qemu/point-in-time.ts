@@ -88,10 +88,16 @@ export class QemuVm {
    * Connects and clears what dead runs left behind.
    *
    * @param token of the run (`tokenOfRun`).
+   * @param purpose "look": what dead runs left stays, and nothing else is changed.
    * @throws AppError as `QmpClient.connect`, `clearLeftovers`, `selectDisks` and `refuseIothreads`; E_FLEECING,
    *   E_FREEZE_AGENT, E_QEMU_OLD (usage).
    */
-  static async connect(options: QemuSourceOptions, token: string, signal: AbortSignal): Promise<QemuVm> {
+  static async connect(
+    options: QemuSourceOptions,
+    token: string,
+    purpose: "backup" | "look",
+    signal: AbortSignal,
+  ): Promise<QemuVm> {
     if (options.freeze === "require" && options.agent === undefined) {
       const message =
         "The guest can only be frozen through its agent: name the socket with --guest-agent PATH";
@@ -99,8 +105,10 @@ export class QemuVm {
     }
     const client = await QmpClient.connect(options.qmp, signal);
     try {
-      const cleared = await clearLeftovers(client, { scratchDir: options.scratchDir }, signal);
-      for (const run of cleared) options.warn(`Cleared what an earlier backup left behind: ${run}`);
+      if (purpose === "backup") {
+        const cleared = await clearLeftovers(client, { scratchDir: options.scratchDir }, signal);
+        for (const run of cleared) options.warn(`Cleared what an earlier backup left behind: ${run}`);
+      }
       const vm = await surveyVm(client, signal);
       selectDisks(vm, options.disks);
       refuseIothreads(vm);

@@ -103,7 +103,6 @@ export class Backups {
         return Promise.resolve({
           disks: new Map(disks.map((disk) => [disk.name, disk])),
           consistency: options.consistency ?? "unknown",
-          bitmap: undefined,
           assertAlive: options.assertAlive ?? ((): Promise<void> => Promise.resolve()),
           close: (outcome) => {
             this.closed.push(outcome);

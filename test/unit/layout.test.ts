@@ -33,6 +33,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "chunk",
     "store",
     "nbd",
+    "qemu",
     "image",
     ...BASE,
   ],

@@ -3,15 +3,17 @@ import { formatSize } from "../../bytes/size.ts";
 import { AppError } from "../../errors.ts";
 import { dryRun, runBackup } from "../../backup/run.ts";
 import type { BackupProgress, BackupReport, BackupRequest, DryRun } from "../../backup/request.ts";
+import { QemuSource } from "../../backup/qemu-vm.ts";
 import { nbdExports } from "../../backup/nbd-exports.ts";
-import { parseTags, sourceSettings } from "../../settings.ts";
+import { parseTags, sourceSettings, type SourceSettings } from "../../settings.ts";
 import { action } from "../action.ts";
 import { generationDocument } from "../documents.ts";
 import { Progress, formatSeconds, type ProgressState } from "../progress.ts";
 import { isGone, packageVersion, thisProcess } from "../process.ts";
+import { addQemuFlags, oneOf, qemuOptions, type QemuFlags } from "../qemu-flags.ts";
 import { withSession, type RepositoryFlags } from "../session.ts";
 
-interface Flags extends RepositoryFlags {
+interface Flags extends RepositoryFlags, QemuFlags {
   readonly name?: string;
   readonly full?: boolean;
   readonly disk: readonly string[];
@@ -19,24 +21,34 @@ interface Flags extends RepositoryFlags {
   readonly bitmap?: string;
   readonly parent?: string;
   readonly connections?: string;
-  readonly dedup: "repository" | "source" | "off";
+  readonly dedup: string;
   readonly dryRun?: boolean;
 }
 
 const collect = (value: string, all: readonly string[]): string[] => [...all, value];
 
 export function backupCommand(): Command {
-  return new Command("backup")
-    .summary("back up one or more NBD exports as a new generation")
+  const command = new Command("backup")
+    .summary("back up a running VM, or NBD exports, as a new generation")
     .description(
-      `Backs up NBD exports that hold still: a QEMU export of a point in time, or qemu-nbd -r on an idle image.
+      `Backs up a running QEMU over its monitor (qmp:PATH): freezes the guest, has QEMU make a point in time and begin new
+dirty bitmaps in one go, thaws at once, and reads what changed since the last generation.
 
-Without --bitmap the newest generation is compared: what the export says is allocated is read, and only what is new
-is stored (a rescan). The first generation of a name is a full. With --bitmap only what the dirty bitmap names is read.`,
+Or NBD exports that hold still: qemu-nbd -r on an idle image, a fleecing export. Without --bitmap the newest generation is
+compared: what the export says is allocated is read, and only what is new is stored (a rescan). The first generation of
+a name is a full. With --bitmap only what the dirty bitmap names is read.`,
     )
-    .argument("[source]", "NBD URI: nbd://HOST[:PORT]/EXPORT, nbds://…, nbd+unix:///EXPORT?socket=PATH")
+    .argument(
+      "[source]",
+      "qmp:PATH, or an NBD URI: nbd://HOST[:PORT]/EXPORT, nbds://…, nbd+unix:///EXPORT?socket=PATH",
+    )
     .option("--name <NAME>", "the source's name in the repository (default: the export's name)")
-    .option("--disk <NAME=URI>", "a disk of the generation; repeat for several", collect, [])
+    .option(
+      "--disk <DISK>",
+      "NAME=URI: a disk of the generation; qmp: NAME, only this one; repeatable",
+      collect,
+      [],
+    )
     .option("--full", "read everything and stand on no earlier generation")
     .option("--bitmap <NAME>", "QEMU dirty bitmap of the exports, recording since --parent")
     .option("--parent <GENERATION>", "the generation that the bitmap belongs to")
@@ -47,11 +59,13 @@ is stored (a rescan). The first generation of a name is a full. With --bitmap on
       "look for known chunks in the whole repository, in this source, or off",
       "repository",
     )
-    .option("--dry-run", "say what would be done; write nothing")
+    .option("--dry-run", "say what would be done; write nothing");
+  return addQemuFlags(command)
     .addHelpText(
       "after",
       `
 Examples:
+  blockhaul backup -r s3://my-bucket/vms qmp:/run/web/qmp.sock --name web --guest-agent /run/web/qga.sock
   blockhaul backup -r /backup/vms nbd://127.0.0.1/web --name web
   blockhaul backup -r s3://my-bucket/vms 'nbd+unix:///vda?socket=/run/web.sock' --name web
   blockhaul backup -r s3://my-bucket/vms --name db --disk vda=nbd://h/vda --disk vdb=nbd://h/vdb
@@ -62,17 +76,16 @@ Examples:
         const flags = command.optsWithGlobals<Flags>();
         const source = sourceSettings(command.args[0], flags.disk, flags.name);
         const tags = parseTags(flags.tag);
-        const connections = parseConnections(flags.connections);
-        const { full = false, bitmap, parent } = flags;
-        const wish = { source: source.name, full, bitmap, parent };
+        const scope = oneOf("--dedup", flags.dedup, ["repository", "source", "off"]);
+        const connect = connector(source, flags, (message) => cli.output.warn(message));
         await withSession(flags, cli, async (session) => {
           const progress = new Progress(cli.output);
           const request: BackupRequest = {
             ...session,
             source: source.name,
-            connect: () => Promise.resolve(nbdExports(wish, source.disks, connections)),
+            connect: connect(session.repository.config.repository),
             tags,
-            dedup: { scope: checkScope(flags.dedup), cacheDir: session.settings.cacheDir },
+            dedup: { scope, cacheDir: session.settings.cacheDir },
             holder: thisProcess(),
             isGone,
             writer: `blockhaul ${packageVersion()}`,
@@ -86,7 +99,8 @@ Examples:
             return;
           }
           const report = await runBackup(request, cli.run).finally(() => progress.end());
-          const document = { ...generationDocument(report.manifest), stats: report.stats };
+          const { manifest, stats, guest } = report;
+          const document = { ...generationDocument(manifest), stats, ...(guest && { guest }) };
           cli.output.result(document, () => text(report, session.repository.store.location));
         });
       }),
@@ -98,13 +112,31 @@ function progressState({ disk, position, size, stats }: BackupProgress): Progres
   return { label: disk, done: position, total: size, note: saved };
 }
 
-function checkScope(scope: string): Flags["dedup"] {
-  if (scope === "repository" || scope === "source" || scope === "off") return scope;
-  throw new AppError(
-    "usage",
-    "E_DEDUP_SCOPE",
-    `Not a dedup scope: "${scope}"; use repository, source or off`,
-  );
+/** Checks the flags, and waits for the repository's id. */
+function connector(
+  source: SourceSettings,
+  flags: Flags,
+  warn: (message: string) => void,
+): (repository: string) => BackupRequest["connect"] {
+  const connections = parseConnections(flags.connections);
+  const { full = false, bitmap, parent } = flags;
+  if (source.kind === "nbd") {
+    const wish = { source: source.name, full, bitmap, parent };
+    return () => () => Promise.resolve(nbdExports(wish, source.disks, connections));
+  }
+  if (bitmap !== undefined || parent !== undefined) {
+    const message =
+      "--bitmap and --parent are for NBD exports: of a QEMU the right bitmap is found by itself";
+    throw new AppError("usage", "E_FLAG", message);
+  }
+  const options = qemuOptions(flags, source.qmp, source.disks, warn);
+  return (repository) => (run, purpose, signal) =>
+    QemuSource.connect(
+      { ...options, source: source.name, repository, full, connections },
+      run,
+      purpose,
+      signal,
+    );
 }
 
 function parseConnections(text: string | undefined): number | undefined {
@@ -121,10 +153,12 @@ function dryText(disks: readonly DryRun[]): string {
 }
 
 function text(report: BackupReport, location: string): string {
-  const { manifest, stats } = report;
+  const { manifest, stats, guest } = report;
   const requests = Object.values(stats.requests).reduce((sum, count) => sum + count, 0);
+  const frozen = guest?.frozenMs === undefined ? "" : `, guest frozen for ${guest.frozenMs.toFixed(0)} ms`;
   return `Generation ${manifest.generation} of ${manifest.source} in ${location}
   ${manifest.kind}: ${manifest.reason}
+  consistency: ${manifest.consistency}${frozen}
   read ${formatSize(stats.bytesRead)}, zero ${formatSize(stats.bytesZero)}, unchanged ${formatSize(stats.bytesUnchanged)}, deduplicated ${formatSize(stats.bytesDeduplicated)}
   stored ${formatSize(stats.bytesStored)} as ${formatSize(stats.bytesPacked)}, metadata ${formatSize(stats.metadataBytes)}
   ${formatSeconds(stats.seconds)} at ${formatSize(Math.round(stats.bytesRead / Math.max(stats.seconds, 0.001)))}/s, ${requests} requests`;

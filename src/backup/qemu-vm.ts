@@ -1,0 +1,142 @@
+import { parseNbdUri } from "../nbd/uri.ts";
+import { chooseParent, unlistedBitmaps, type KnownGeneration } from "../qemu/bitmaps.ts";
+import { parseGenerationBitmap, tokenOfRun } from "../qemu/names.ts";
+import { QemuVm, type OpenedQemuDisk, type QemuSourceOptions } from "../qemu/point-in-time.ts";
+import { compareGenerations } from "../repository/generations.ts";
+import type { StoredManifest } from "../repository/manifest.ts";
+import { closeExports, openExports } from "./nbd-exports.ts";
+import { fullWay, incrementalWay, rescanWay, type DiskWay, type Plan } from "./plan.ts";
+import type { PointInTime } from "./point-in-time.ts";
+import type { BackupSource, EarlierGenerations } from "./source.ts";
+
+export interface QemuWish extends QemuSourceOptions {
+  /** The source's name in the repository. */
+  readonly source: string;
+  /** The repository's id: bitmaps bear it, so that several repositories can back up one VM. */
+  readonly repository: string;
+  /** Read everything and stand on nothing. */
+  readonly full: boolean;
+  /** NBD connections a disk; undefined: the client's default. */
+  readonly connections: number | undefined;
+}
+
+/**
+ * A running QEMU, driven over its monitor: we freeze the guest, have QEMU make the point in time and begin new
+ * bitmaps in one go, thaw, read, and say how it ended.
+ */
+export class QemuSource implements BackupSource {
+  readonly #vm: QemuVm;
+  readonly #wish: QemuWish;
+  readonly #purpose: "backup" | "look";
+
+  private constructor(vm: QemuVm, wish: QemuWish, purpose: "backup" | "look") {
+    this.#vm = vm;
+    this.#wish = wish;
+    this.#purpose = purpose;
+  }
+
+  /** @param run its id. @param purpose "look": nothing is changed in the VM. @throws as `QemuVm.connect`. */
+  static async connect(
+    wish: QemuWish,
+    run: string,
+    purpose: "backup" | "look",
+    signal: AbortSignal,
+  ): Promise<QemuSource> {
+    return new QemuSource(await QemuVm.connect(wish, tokenOfRun(run), purpose, signal), wish, purpose);
+  }
+
+  async plan(earlier: EarlierGenerations, signal: AbortSignal): Promise<Plan> {
+    const { full, source, repository, warn } = this.#wish;
+    const manifests = await this.#candidates(earlier);
+    const known = manifests.map(knownGeneration);
+    if (this.#purpose === "backup") {
+      for (const disk of await this.#vm.mergeBack(repository, known, signal))
+        warn(`The bitmaps of disk ${disk} were joined again: an earlier backup ended between them`);
+    }
+    const { disks, vm } = this.#vm;
+    for (const { disk, generation } of unlistedBitmaps(disks, repository, known)) {
+      warn(
+        `Disk ${disk} has a bitmap of generation ${generation}, which the repository does not list: its run ended before ` +
+          "the commit, or somebody deleted it",
+      );
+    }
+    if (full) return { parent: undefined, ways: this.#all(() => fullWay("asked for with --full")) };
+    const choice = chooseParent({ disks, nodes: vm.nodes }, repository, known);
+    const parent = manifests.find(({ generation }) => generation === choice.parent);
+    if (parent === undefined) {
+      return { parent, ways: this.#all(() => fullWay(`first generation of ${source}`)) };
+    }
+    const way = (disk: string): DiskWay => {
+      const { bitmap, reason } = choice.ways.get(disk)!;
+      return bitmap === undefined
+        ? rescanWay(parent, disk, reason)
+        : incrementalWay(parent, disk, bitmap, reason);
+    };
+    return { parent, ways: this.#all(way) };
+  }
+
+  async open(plan: Plan, generation: string, signal: AbortSignal): Promise<PointInTime> {
+    const { repository, connections } = this.#wish;
+    const parentBitmaps = new Map<string, string>();
+    for (const [disk, { bitmap }] of plan.ways) if (bitmap !== undefined) parentBitmaps.set(disk, bitmap);
+    const instant = await this.#vm.open({ repository, generation, parentBitmaps }, signal);
+    try {
+      const disks = await openExports(instant.disks.map(exportOf), connections, signal);
+      return {
+        disks,
+        consistency: instant.consistency,
+        bitmaps: new Map(instant.disks.map(({ name, newBitmap }) => [name, newBitmap])),
+        guest: { frozenMs: instant.frozenMs, takeMs: instant.takeMs },
+        lost: instant.lost,
+        assertAlive: (until) => instant.assertAlive(until),
+        close: async (outcome) => {
+          await closeExports(disks);
+          await instant.close(outcome);
+        },
+      };
+    } catch (error) {
+      await instant.close("failed");
+      throw error;
+    }
+  }
+
+  sizes(): Promise<Map<string, number>> {
+    return Promise.resolve(new Map(this.#vm.disks.map(({ name, size }) => [name, size])));
+  }
+
+  async close(): Promise<void> {
+    await this.#vm.close();
+  }
+
+  /** The newest generation and those that the VM has bitmaps of, newest first; a GET for each, so not all there are. */
+  async #candidates({ latest, byId }: EarlierGenerations): Promise<StoredManifest[]> {
+    const { repository } = this.#wish;
+    const ids = new Set<string>();
+    for (const { name } of this.#vm.disks.flatMap(({ bitmaps }) => bitmaps)) {
+      const of = parseGenerationBitmap(name);
+      if (of?.repository === repository && of.generation !== latest?.generation) ids.add(of.generation);
+    }
+    const found = await Promise.all([...ids].map((id) => byId(id)));
+    return [latest, ...found]
+      .filter((manifest) => manifest !== undefined)
+      .sort((a, b) => compareGenerations(b, a));
+  }
+
+  #all(way: (disk: string) => DiskWay): Map<string, DiskWay> {
+    return new Map(this.#vm.disks.map(({ name }) => [name, way(name)]));
+  }
+}
+
+function knownGeneration({ generation, disks }: StoredManifest): KnownGeneration {
+  return { generation, disks: new Map(disks.map(({ name, size, bitmap }) => [name, { size, bitmap }])) };
+}
+
+function exportOf({
+  name,
+  socket,
+  exportName,
+  bitmap,
+}: OpenedQemuDisk): Parameters<typeof openExports>[0][0] {
+  const [path, query] = [encodeURIComponent(exportName), encodeURIComponent(socket)];
+  return { name, address: parseNbdUri(`nbd+unix:///${path}?socket=${query}`), bitmap };
+}
