@@ -1,4 +1,5 @@
 import { once } from "node:events";
+import { access } from "node:fs/promises";
 import { connect } from "node:net";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { frozenCopy, fsck, needsRecovery, sequence } from "../support/guest/disk.ts";
@@ -110,12 +111,15 @@ test("a killed guest boots again from its disk and the writer goes on from its n
   await guest.stop();
   expect(await guest.exited).toMatchObject({ code: 0 });
   expect(await sequence(guest.disks[0]!)).toBe(Number(written));
+  await guest.close();
+  await expect(access(guest.folder)).rejects.toThrow(/ENOENT/);
+  expect(() => process.kill(guest.pid, 0)).toThrow(/ESRCH/);
 });
 
 describe("a guest for several tests", () => {
   let guest: Guest;
   beforeAll(async () => {
-    guest = await startGuest();
+    guest = await startGuest({ disks: 2 });
   });
   afterAll(() => guest.close());
 
@@ -135,8 +139,16 @@ describe("a guest for several tests", () => {
       error: { class: "GenericError", desc: expect.stringContaining("hook has failed") as string },
     });
     await run("rm /run/freeze-hook && agent stop && agent start");
-    expect(await agent("guest-fsfreeze-freeze")).toEqual({ return: 1 });
-    expect(await agent("guest-fsfreeze-thaw")).toEqual({ return: 1 });
+    expect(await agent("guest-fsfreeze-freeze")).toEqual({ return: 2 });
+    expect(await agent("guest-fsfreeze-thaw")).toEqual({ return: 2 });
+  });
+
+  test("its writer comes to the second disk only when the first has the number", async () => {
+    // with the second disk frozen it stands between the two; were the order another, they would never differ
+    const differ = 'until [ "$(cat /mnt/seq)" != "$(cat /mnt2/seq)" ]; do sleep 0.1; done';
+    await guest.console.run(`fsfreeze --freeze /mnt2 && writer start && ${differ}`);
+    expect(await guest.console.run("cat /mnt/seq /mnt2/seq")).toBe("0000000100000000");
+    await guest.console.run("fsfreeze --unfreeze /mnt2 && writer stop");
   });
 
   test("its console runs commands, tells of those that fail, and bounds those that hang", async () => {
