@@ -34,7 +34,15 @@ export default tseslint.config(
   },
   { files: ["*.config.ts"], rules: { "no-restricted-exports": "off" } }, // vitest asks for a default export
   {
-    files: ["bin/*.js", "*.js"],
-    languageOptions: { globals: { process: "readonly", console: "readonly", URL: "readonly" } },
+    files: ["bin/*.js", "*.js", "test/bench/*.js"],
+    languageOptions: {
+      globals: {
+        process: "readonly",
+        console: "readonly",
+        URL: "readonly",
+        performance: "readonly",
+        AbortController: "readonly",
+      },
+    },
   },
 );

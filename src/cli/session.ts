@@ -31,7 +31,7 @@ export async function withRepository<T>(
   work: (repository: Repository, settings: RepositorySettings) => Promise<T>,
 ): Promise<T> {
   const settings = repositorySettings(flags, process.env);
-  const store = openStore(settings.location);
+  const store = await openStore(settings.location);
   try {
     return await work(await openRepository(store, cli.run.signal), settings);
   } finally {

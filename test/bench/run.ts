@@ -11,6 +11,7 @@ import { fullDirectory, sparseMemory } from "./full-directory.ts";
 import { fullMinio } from "./full-minio.ts";
 import { type Finding, printFindings } from "./harness.ts";
 import { incremental, unchangedRescan } from "./incremental.ts";
+import { openGeneration } from "./open-generation.ts";
 
 const BENCHES: Readonly<Record<string, (rounds: number) => Promise<Finding[]>>> = {
   "full-directory": fullDirectory,
@@ -18,6 +19,7 @@ const BENCHES: Readonly<Record<string, (rounds: number) => Promise<Finding[]>>> 
   "full-minio": fullMinio,
   "unchanged-rescan": unchangedRescan,
   incremental,
+  "open-generation": openGeneration,
 };
 
 const { values, positionals } = parseArgs({

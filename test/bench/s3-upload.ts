@@ -63,7 +63,7 @@ function show(name: string, { seconds, cpuSeconds, peakRssBytes }: Measure): voi
 
 /** What the measured process does. */
 async function upload(to: string): Promise<void> {
-  const store = openStore(to);
+  const store = await openStore(to);
   const { signal } = new AbortController();
   const buffers = Array.from({ length: atOnce }, () => randomBytes(partSize));
   for (let pack = 0; pack < TOTAL / PACK; pack++) {

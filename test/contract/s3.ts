@@ -13,8 +13,8 @@ export async function openOn(server: S3Server): Promise<OpenedStore> {
   const client = minioClient(server);
   return {
     // RGW answers the completion of an aborted upload with an internal error, which is tried again
-    store: openStore(server.location(bucket, "some/prefix"), { credentials, retry: SHORT }),
-    missing: openStore(server.location("no-such-bucket"), { credentials }),
+    store: await openStore(server.location(bucket, "some/prefix"), { credentials, retry: SHORT }),
+    missing: await openStore(server.location("no-such-bucket"), { credentials }),
     witness: async (key) => buffer(await client.getObject(bucket, `some/prefix/${key}`)),
     close: () => server.stop(),
   };

@@ -15,7 +15,7 @@ let store: ObjectStore;
 
 beforeEach(async () => {
   fake = await FakeS3.start();
-  store = openFake();
+  store = await openFake();
   await store.now(signal); // contact is made: from now on it is an outage
 });
 
@@ -24,10 +24,10 @@ afterEach(() => {
   fake.stop();
 });
 
-function openFake(
+async function openFake(
   more: { readonly idleTimeoutMs?: number; readonly attemptsMax?: number } = {},
-): ObjectStore {
-  return openStore(fake.location, {
+): Promise<ObjectStore> {
+  return await openStore(fake.location, {
     credentials: { accessKeyId: "key", secretAccessKey: "secret" },
     retry: { attemptsMax: more.attemptsMax ?? 8, baseMs: 5, waitMaxMs: 50, budgetMs: 10_000 },
     ...(more.idleTimeoutMs === undefined ? {} : { idleTimeoutMs: more.idleTimeoutMs }),
@@ -108,7 +108,7 @@ describe("create", () => {
 
   test("a silent server is given up after the idle time", async () => {
     store.close();
-    store = openFake({ idleTimeoutMs: 100 });
+    store = await openFake({ idleTimeoutMs: 100 });
     fake.plan("PutObject", { kind: "silent" });
     await store.put("a", Buffer.from("mine"), signal);
     fake.assertAllHit();
@@ -237,7 +237,7 @@ describe("uploads in parts", () => {
 
   test("abort does not throw when the server is gone", async () => {
     store.close();
-    store = openFake({ attemptsMax: 2 });
+    store = await openFake({ attemptsMax: 2 });
     const begun = await store.beginUpload("pack", signal);
     fake.stop();
     await begun.abort();
@@ -267,7 +267,7 @@ describe("read", () => {
 
   test("a body that stalls is given up and gone on with", async () => {
     store.close();
-    store = openFake({ idleTimeoutMs: 100 });
+    store = await openFake({ idleTimeoutMs: 100 });
     fake.plan("GetObject", { kind: "stall", bytes: 1000 });
     const into = Buffer.alloc(MiB);
     await store.getRange("o", 0, into, signal);
@@ -382,7 +382,7 @@ test("a wrong region is named", async () => {
 });
 
 test("a server that was never reached is given up soon", async () => {
-  const fresh = openFake();
+  const fresh = await openFake();
   fake.stop();
   const error = await failure(fresh.get("a", 1, signal));
   expect(error).toMatchObject({ kind: "unavailable", code: "E_STORE" });

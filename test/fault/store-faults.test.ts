@@ -163,7 +163,7 @@ describe("a MinIO that is killed", () => {
   const IMPATIENT = { attemptsMax: 2, baseMs: 10, waitMaxMs: 10, budgetMs: 100 };
 
   async function newBackups(prefix: string): Promise<Backups> {
-    const store = openStore(minio.location(prefix));
+    const store = await openStore(minio.location(prefix));
     const sizes = { chunkSize: CHUNK, packSize: 6 * MiB, partSize: store.limits.partSizeMin };
     return Backups.with(await createRepository(store, sizes, never), join(folder, prefix), workers);
   }
@@ -207,7 +207,7 @@ describe("a MinIO that is killed", () => {
   test("and stays away: the backup fails with exit code 15, and the next one is right", async () => {
     const backups = await newBackups("failed");
     const disk = diskWith(() => minio.kill());
-    const store = openStore(minio.location("failed"), { retry: IMPATIENT });
+    const store = await openStore(minio.location("failed"), { retry: IMPATIENT });
     const error: unknown = await backups.backup([disk], { store }).catch((reason: unknown) => reason);
     await minio.start();
     expect(exitCodeOf(error), String(error)).toBe(15);
@@ -222,7 +222,7 @@ describe("a MinIO that is killed", () => {
     const backups = await newBackups("not-restored");
     const { manifest } = await backups.backup([diskOf(3, SIZE)]);
     const target = new WatchedTarget(SIZE, () => minio.kill());
-    const tools = backups.tools(openStore(minio.location("not-restored"), { retry: IMPATIENT }));
+    const tools = backups.tools(await openStore(minio.location("not-restored"), { retry: IMPATIENT }));
     const restoring = restoreDisk(manifest.disks[0]!, target, tools, new AbortController(), () => undefined);
     const error: unknown = await restoring.catch((reason: unknown) => reason);
     await minio.start();

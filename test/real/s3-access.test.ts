@@ -29,8 +29,8 @@ afterEach(() => {
   for (const store of opened.splice(0)) store.close();
 });
 
-function open(location: string, options: S3Options = {}): ObjectStore {
-  const store = openStore(location, options);
+async function open(location: string, options: S3Options = {}): Promise<ObjectStore> {
+  const store = await openStore(location, options);
   opened.push(store);
   return store;
 }
@@ -57,7 +57,7 @@ function stubEnvironment(values: Readonly<Record<string, string>>): void {
 describe("what is found in the environment", () => {
   test("credentials, region and endpoint: the location is the bucket alone", async () => {
     stubEnvironment(server.env);
-    const store = open(`s3://${bucket}/from-environment`);
+    const store = await open(`s3://${bucket}/from-environment`);
     await store.put("a", Buffer.from("x"), signal);
     const seen = await minioClient(server).getObject(bucket, "from-environment/a");
     expect(await buffer(seen)).toEqual(Buffer.from("x"));
@@ -69,7 +69,7 @@ describe("what is found in the environment", () => {
     const { accessKey, secretKey } = server;
     await writeFile(file, `[backup]\naws_access_key_id=${accessKey}\naws_secret_access_key=${secretKey}\n`);
     stubEnvironment({ AWS_SHARED_CREDENTIALS_FILE: file, AWS_PROFILE: "backup" });
-    const store = open(`s3://${bucket}/p?endpoint=${encodeURIComponent(server.endpoint)}`);
+    const store = await open(`s3://${bucket}/p?endpoint=${encodeURIComponent(server.endpoint)}`);
     await store.put("a", Buffer.from("x"), signal);
     await rm(directory, { recursive: true });
   });
@@ -80,7 +80,7 @@ describe("what is found in the environment", () => {
     await writeFile(file, "[default]\ncredential_process = sleep 30\n");
     stubEnvironment({ AWS_CONFIG_FILE: file });
     const run = new AbortController();
-    const reading = failure(open(server.location(bucket)).get("a", 1, run.signal));
+    const reading = failure((await open(server.location(bucket))).get("a", 1, run.signal));
     setTimeout(() => run.abort(new Error("enough")), 50);
     expect(await reading).toBe(run.signal.reason);
     await rm(directory, { recursive: true });
@@ -88,14 +88,14 @@ describe("what is found in the environment", () => {
 
   test("no credentials at all", async () => {
     stubEnvironment({});
-    const error = await failure(open(server.location(bucket)).get("a", 1, signal));
+    const error = await failure((await open(server.location(bucket))).get("a", 1, signal));
     expect(error).toMatchObject({ kind: "credentials", code: "E_CREDENTIALS" });
     expect(String(error)).toContain("AWS_ACCESS_KEY_ID");
   });
 
   test("no region", async () => {
     stubEnvironment({ AWS_ACCESS_KEY_ID: "a", AWS_SECRET_ACCESS_KEY: "b" });
-    const error = await failure(open(`s3://${bucket}`).get("a", 1, signal));
+    const error = await failure((await open(`s3://${bucket}`)).get("a", 1, signal));
     expect(error).toMatchObject({ kind: "usage", code: "E_REGION" });
     expect(String(error)).toContain("AWS_REGION");
   });
@@ -107,14 +107,14 @@ describe("what is refused", () => {
       { ...keys(server), secretAccessKey: "not-the-secret" },
       { ...keys(server), accessKeyId: "nobody" },
     ]) {
-      const error = await failure(open(server.location(bucket), { credentials }).get("a", 1, signal));
+      const error = await failure((await open(server.location(bucket), { credentials })).get("a", 1, signal));
       expect(error).toMatchObject({ kind: "credentials", code: "E_CREDENTIALS" });
       expect(String(error)).not.toContain("not-the-secret");
     }
   });
 
   test("a bucket that is missing, in every kind of call", async () => {
-    const store = open(server.location("no-such-bucket"), { credentials: keys(server) });
+    const store = await open(server.location("no-such-bucket"), { credentials: keys(server) });
     for (const call of [
       () => store.get("a", 1, signal),
       () => store.put("a", Buffer.from("x"), signal),
@@ -129,7 +129,7 @@ describe("what is refused", () => {
 
   test("a host name that does not exist", async () => {
     const location = `s3://${bucket}?endpoint=http://storage.invalid&region=us-east-1`;
-    const error = await failure(open(location, { credentials: keys(server) }).get("a", 1, signal));
+    const error = await failure((await open(location, { credentials: keys(server) })).get("a", 1, signal));
     expect(error).toMatchObject({ kind: "unavailable", code: "E_STORE" });
     expect(String(error)).toContain("check the endpoint");
   });
@@ -137,7 +137,7 @@ describe("what is refused", () => {
   test("another region than the server's", async () => {
     const elsewhere = await startMinio({ region: "eu-north-1" });
     try {
-      const store = open(elsewhere.location("any"), { credentials: keys(elsewhere) });
+      const store = await open(elsewhere.location("any"), { credentials: keys(elsewhere) });
       const error = await failure(store.get("a", 1, signal));
       expect(error).toMatchObject({ kind: "usage", code: "E_REGION" });
       expect(String(error)).toContain("?region=eu-north-1");
@@ -152,7 +152,7 @@ test("a quota that is used up", async () => {
   try {
     const small = await rgw.createBucket("small");
     rgw.setQuota(1 * MiB);
-    const store = open(rgw.location(small), { credentials: keys(rgw) });
+    const store = await open(rgw.location(small), { credentials: keys(rgw) });
     await store.put("fits", Buffer.alloc(1000), signal);
     const error = await failure(store.put("does-not", Buffer.alloc(8 * MiB), signal));
     expect(error).toMatchObject({ kind: "full", code: "E_STORE_FULL" });
@@ -194,7 +194,7 @@ describe("https", () => {
 
   test("a certificate that nobody vouches for is refused, and the advice says what to do", async () => {
     const error = await failure(
-      open(secure.location("any"), { credentials: keys(secure) }).get("a", 1, signal),
+      (await open(secure.location("any"), { credentials: keys(secure) })).get("a", 1, signal),
     );
     expect(error).toMatchObject({ kind: "usage", code: "E_TLS" });
     expect(String(error)).toContain("NODE_EXTRA_CA_CERTS");
@@ -202,7 +202,7 @@ describe("https", () => {
 
   test("https to a server that speaks http", async () => {
     const location = `s3://any?endpoint=${server.endpoint.replace("http:", "https:")}&region=us-east-1`;
-    const error = await failure(open(location, { credentials: keys(server) }).get("a", 1, signal));
+    const error = await failure((await open(location, { credentials: keys(server) })).get("a", 1, signal));
     expect(error).toMatchObject({ kind: "usage", code: "E_TLS" });
   });
 
@@ -216,7 +216,7 @@ describe("https", () => {
 });
 
 test("checksums are checked by a server that knows them, also in parts", async () => {
-  const store = open(server.location(bucket, "sums"), { credentials: keys(server), checksums: true });
+  const store = await open(server.location(bucket, "sums"), { credentials: keys(server), checksums: true });
   const part = Buffer.alloc(5 * MiB, 1);
   const upload = await store.beginUpload("pack", signal);
   await Promise.all([upload.part(0, part, signal), upload.part(1, part.subarray(0, 100), signal)]);

@@ -13,7 +13,7 @@ const location = process.argv[2]!;
 const client = new S3Client({ forcePathStyle: true });
 await client.send(new CreateBucketCommand({ Bucket: new URL(location).hostname }));
 for (const checksums of [false, true]) {
-  const store = openStore(location, { checksums });
+  const store = await openStore(location, { checksums });
   const body = randomBytes(11 * MiB);
   const key = `pack-${checksums}`;
   const upload = await store.beginUpload(key, signal);
