@@ -1,6 +1,6 @@
 import { execFile, spawnSync } from "node:child_process";
 import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
@@ -13,6 +13,7 @@ import { runCli } from "../support/cli.ts";
 import { nbdkit, qemuImg, qemuIo } from "../support/exported-images.ts";
 import { compareFiles } from "../support/images.ts";
 import { attachLoop, loopDevicesWork } from "../support/loop-device.ts";
+import { bootGuest } from "../support/guest/guest.ts";
 import { startMinio } from "../support/minio.ts";
 import { startQemuNbd } from "../support/qemu-nbd.ts";
 import type { S3Server } from "../support/s3-process.ts";
@@ -27,6 +28,13 @@ const README = readFileSync(join(ROOT, "README.md"), "utf8");
 const BLOCK_LINES = README.split("\n")
   .filter((line) => line.startsWith("    "))
   .map((line) => line.trim().replace(/ +# .*$/, ""));
+
+/** Arguments that QEMU is to be given. */
+const QEMU_LINES = BLOCK_LINES.filter((line) => /^-\w+ /.test(line));
+
+interface Listed {
+  readonly generations: readonly { readonly kind: string; readonly consistency: string }[];
+}
 
 /** Code within the text and the tables. */
 const INLINE = [...README.matchAll(/`([^`\n]+)`/g)].map(([, code]) => code!);
@@ -65,7 +73,7 @@ describe("what README.md and --help say is what the program knows", () => {
   test("every flag that README.md names is one", () => {
     const program = buildProgram();
     const known = new Set([...flagsOf(program), ...program.commands.flatMap(flagsOf), "--help"]);
-    const others = /^(qemu-nbd|npm) /;
+    const others = /^(qemu-nbd|npm|-\w+) /;
     const text = [...BLOCK_LINES, ...INLINE].filter((line) => !others.test(line)).join("\n");
     const named = [...text.matchAll(/(?<![\w-])--?[a-z][a-z-]*/g)].map(([flag]) => flag);
     expect(named.length).toBeGreaterThan(15);
@@ -145,7 +153,13 @@ describe("README.md, line by line", () => {
     await writeFile(join(folder, "device"), Buffer.alloc(9 * MiB, 0xaa));
     const device = loopDevicesWork() ? attachLoop(join(folder, "device")) : join(folder, "device");
     const uri = `nbd+unix:///web?socket=${socket!}`;
+    // README.md's arguments for QEMU, given to a real one
+    const monitor = join(folder, "qmp.sock");
+    const given = QEMU_LINES.map((line) => line.replace("/run/web/qmp.sock", monitor));
+    const guest = await bootGuest({ args: given.find((line) => line.startsWith("-qmp "))!.split(" ") });
     const mapped: readonly [RegExp, string][] = [
+      [/qmp:\/run\/web\/qmp\.sock/, `qmp:${monitor}`],
+      [/\/run\/web\/qga\.sock/, guest.agent],
       [/s3:\/\/my-bucket\//, `s3://${bucket}/`],
       [/\/vms\?endpoint=[^&']*/, `/others?endpoint=${minio.endpoint}`], // a second repository, by its URL alone
       [/socket=\/(?:tmp|run)\/web\.sock/, `socket=${socket!}`],
@@ -162,13 +176,15 @@ describe("README.md, line by line", () => {
       if (running !== "") process.kill(Number(running));
     });
     const ran: string[] = [];
-    const notRun = BLOCK_LINES.filter((line) => /^npm /.test(line) || line === "");
+    const notRun = BLOCK_LINES.filter((line) => /^(npm|-\w+) /.test(line) || line === "");
     for (const line of BLOCK_LINES.filter((one) => !notRun.includes(one))) {
       const concrete = mapped.reduce((text, [from, to]) => text.replace(from, () => to), line);
       const withBitmap = concrete.includes("--bitmap");
       if (withBitmap) {
         // README.md exports the bitmap by fleecing; here an idle image takes its place
-        process.kill(Number(await readFile(pid!, "utf8")));
+        const idle = Number(await readFile(pid!, "utf8"));
+        process.kill(idle);
+        await vi.waitUntil(() => !existsSync(`/proc/${idle}`), { timeout: 20_000 }); // and its lock on the image
         await rm(pid!);
         await qemuIo("qcow2", image!, "write -P 3 1M 64k");
         const server = await startQemuNbd(["--read-only", "--format=qcow2", "--bitmap=b1", image!], {
@@ -187,6 +203,13 @@ describe("README.md, line by line", () => {
       "npm run",
       "npm ci",
       "npm link",
+      ...QEMU_LINES.map((line) => line.split(" ").slice(0, 2).join(" ")),
+    ]);
+    const { generations } = JSON.parse(await shell("blockhaul list --source web-vm --json")) as Listed;
+    expect(generations.map(({ kind, consistency }) => [kind, consistency])).toEqual([
+      ["full", "filesystem"],
+      ["incremental", "filesystem"],
+      ["incremental", "filesystem"],
     ]);
     await qemuImg("convert", "-O", "raw", image!, join(folder, "truth.raw"));
     expect(await compareFiles(join(folder, "web.raw"), join(folder, "truth.raw"))).toBeUndefined();

@@ -37,7 +37,7 @@ export class Guard {
   readonly foundFrozen: boolean;
   /** Why freezing will not work, as known at the start. */
   readonly agentError: AppError | undefined;
-  /** AppError E_GUARD (source), when a guest that was frozen has been thawed. Never resolves. */
+  /** AppError E_GUARD (source), when a guest that was frozen has been thawed. Never resolves, nor rejects after `finish`. */
   readonly died: Promise<never>;
   readonly #link: GuardLink;
   readonly #agent: string | undefined;
@@ -51,7 +51,9 @@ export class Guard {
     this.#agent = agent;
     this.foundFrozen = ready.foundFrozen;
     this.agentError = ready.agentError === undefined ? undefined : errorFrom(ready.agentError);
-    this.died = link.ended.then((end) => this.#afterDeath(end));
+    this.died = link.ended.then((end) =>
+      this.#finished ? new Promise<never>(() => undefined) : this.#afterDeath(end),
+    );
     this.died.catch(() => undefined); // whoever waits hears it
   }
 
@@ -150,7 +152,7 @@ export class Guard {
   }
 
   async #afterDeath(end: AppError): Promise<never> {
-    if (this.#finished || !this.#mayBeFrozen || this.#agent === undefined) throw end;
+    if (!this.#mayBeFrozen || this.#agent === undefined) throw end;
     const guest = new FrozenGuest(this.#agent, DEFAULT_FREEZE_BUDGET_MS);
     let how = "was thawed";
     try {
