@@ -42,7 +42,7 @@ export class QemuSource implements BackupSource {
     purpose: "backup" | "look",
     signal: AbortSignal,
   ): Promise<QemuSource> {
-    return new QemuSource(await QemuVm.connect(wish, tokenOfRun(run), purpose, signal), wish, purpose);
+    return new QemuSource(await QemuVm.connect(wish, tokenOfRun(run), signal, purpose), wish, purpose);
   }
 
   async plan(earlier: EarlierGenerations, signal: AbortSignal): Promise<Plan> {

@@ -95,8 +95,8 @@ export class QemuVm {
   static async connect(
     options: QemuSourceOptions,
     token: string,
-    purpose: "backup" | "look",
     signal: AbortSignal,
+    purpose: "backup" | "look" = "backup",
   ): Promise<QemuVm> {
     if (options.freeze === "require" && options.agent === undefined) {
       const message =

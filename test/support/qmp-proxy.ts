@@ -1,0 +1,121 @@
+import { once } from "node:events";
+import { mkdtemp, rm } from "node:fs/promises";
+import { connect, createServer, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { onTestFinished } from "vitest";
+
+export interface ProxiedCommand {
+  readonly execute: string;
+  readonly arguments: Readonly<Record<string, unknown>> | undefined;
+  /** Counts the commands that came, from 0; that of the negotiation left out. */
+  readonly number: number;
+}
+
+/**
+ * - `pass`    QEMU executes it and answers
+ * - `refuse`  QEMU never sees it, the client gets an error
+ * - `drop`    QEMU executes it, and the client's connection is gone instead of an answer
+ */
+export type Verdict = "pass" | "refuse" | "drop";
+
+/** Stands between a client and QEMU's monitor, sees every command and decides what becomes of it. */
+export class QmpProxy {
+  readonly path: string;
+  readonly commands: ProxiedCommand[] = [];
+  /** Asked for each command before QEMU gets it. */
+  decide: (command: ProxiedCommand) => Verdict | Promise<Verdict> = () => "pass";
+  /** Told of each answer before the client gets it. */
+  answered: (command: ProxiedCommand) => void | Promise<void> = () => undefined;
+
+  private constructor(path: string) {
+    this.path = path;
+  }
+
+  /** It goes when the test ends. */
+  static async start(monitor: string): Promise<QmpProxy> {
+    const folder = await mkdtemp(join(tmpdir(), "blockhaul-proxy-"));
+    const proxy = new QmpProxy(join(folder, "qmp.sock"));
+    const sockets = new Set<Socket>();
+    const server = createServer((client) => {
+      const qemu = connect(monitor);
+      for (const socket of [client, qemu]) {
+        sockets.add(socket);
+        socket.on("error", () => undefined).on("close", () => sockets.delete(socket));
+      }
+      proxy.#join(client, qemu);
+    });
+    server.listen(proxy.path);
+    await once(server, "listening");
+    onTestFinished(async () => {
+      sockets.forEach((socket) => socket.destroy());
+      server.close();
+      await rm(folder, { recursive: true, force: true });
+    });
+    return proxy;
+  }
+
+  /** Forgets what it was told to do, and what it saw. */
+  reset(): void {
+    this.commands.length = 0;
+    this.decide = () => "pass";
+    this.answered = () => undefined;
+  }
+
+  #join(client: Socket, qemu: Socket): void {
+    const waiting = new Map<unknown, { command: ProxiedCommand; verdict: Verdict }>();
+    client.on("close", () => qemu.destroy());
+    qemu.on("close", () => client.destroy());
+    eachLine(client, async (line) => {
+      const message = JSON.parse(line) as {
+        execute: string;
+        arguments?: Record<string, unknown>;
+        id: unknown;
+      };
+      if (message.execute === "qmp_capabilities") {
+        qemu.write(`${line}\n`);
+        return;
+      }
+      const command = {
+        execute: message.execute,
+        arguments: message.arguments,
+        number: this.commands.length,
+      };
+      this.commands.push(command);
+      const verdict = await this.decide(command);
+      if (verdict === "refuse") {
+        const error = { class: "GenericError", desc: "refused for a test" };
+        client.write(`${JSON.stringify({ error, id: message.id })}\n`);
+        return;
+      }
+      waiting.set(message.id, { command, verdict });
+      qemu.write(`${line}\n`);
+    });
+    eachLine(qemu, async (line) => {
+      const message = JSON.parse(line) as { id?: unknown };
+      const answers = message.id === undefined ? undefined : waiting.get(message.id);
+      if (answers !== undefined) {
+        waiting.delete(message.id);
+        await this.answered(answers.command);
+        if (answers.verdict === "drop") {
+          client.destroy();
+          return;
+        }
+      }
+      client.write(`${line}\n`);
+    });
+  }
+}
+
+/** One after the other. */
+function eachLine(socket: Socket, take: (line: string) => Promise<void>): void {
+  let rest = "";
+  let turn = Promise.resolve();
+  socket.setEncoding("utf8").on("data", (text) => {
+    const lines = (rest + String(text)).split("\n");
+    rest = lines.pop()!;
+    for (const line of lines) {
+      if (line.trim() !== "") turn = turn.then(() => take(line.trim()));
+    }
+  });
+}
