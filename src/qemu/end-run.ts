@@ -1,4 +1,5 @@
-import { AppError, messageOf } from "../errors.ts";
+import { hasCode, messageOf } from "../errors.ts";
+import { pause } from "../flow/retry.ts";
 import { staleBitmaps, type PlacedBitmap } from "./bitmaps.ts";
 import type { RunDisk } from "./fleecing.ts";
 import type { Guard } from "./guard/guard.ts";
@@ -16,6 +17,7 @@ const END_MS = 120_000;
 
 /** How long a VM that hung up on us may take to greet again, in milliseconds. */
 const RECONNECT_MS = 5000;
+const RECONNECT_STEP_MS = 50;
 
 /** All that a run has, as far as it came. */
 export interface RunState {
@@ -98,12 +100,17 @@ async function reachable(client: QmpClient, signal: AbortSignal): Promise<QmpCli
     await client.execute("query-status", undefined, signal);
     return client;
   } catch (error) {
-    if (!(error instanceof AppError) || error.code === "E_QMP_TIMEOUT") throw error;
+    if (signal.aborted || hasCode(error, "E_QMP_TIMEOUT")) throw error;
   }
-  try {
-    return await QmpClient.connect(client.path, signal, { greetingMs: RECONNECT_MS });
-  } catch (error) {
-    if (error instanceof AppError && error.code === "E_QMP_CONNECT") return undefined;
-    throw error;
+  const until = performance.now() + RECONNECT_MS;
+  for (;;) {
+    try {
+      return await QmpClient.connect(client.path, signal, { greetingMs: RECONNECT_MS });
+    } catch (error) {
+      if (hasCode(error, "E_QMP_CONNECT")) return undefined;
+      // a QEMU that is about to end takes the connection and hangs up
+      if (!hasCode(error, "E_QMP_GONE") || performance.now() > until) throw error;
+    }
+    await pause(RECONNECT_STEP_MS, signal);
   }
 }

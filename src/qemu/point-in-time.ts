@@ -255,7 +255,10 @@ function openedDisk({ disk, parent, newBitmap }: RunDisk, names: RunNames, socke
 
 function assertAlive(fleecing: Fleecing, watch: Watch): QemuPointInTime["assertAlive"] {
   return async (signal) => {
-    const broken = await fleecing.whatBroke(signal);
+    const broken = await fleecing.whatBroke(signal).catch((error: unknown) => {
+      signal.throwIfAborted();
+      return messageOf(error); // who does not answer does not vouch for anything
+    });
     await watch.check(); // it may know why
     if (broken !== undefined) throw watch.lose(broken);
   };

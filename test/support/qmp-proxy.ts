@@ -28,6 +28,10 @@ export class QmpProxy {
   /** Told of each answer before the client gets it. */
   answered: (command: ProxiedCommand) => void | Promise<void> = () => undefined;
 
+  /** Keeps QEMU's events from the clients. */
+  dropEvents = false;
+  readonly #clients = new Set<Socket>();
+
   private constructor(path: string) {
     this.path = path;
   }
@@ -58,13 +62,23 @@ export class QmpProxy {
   /** Forgets what it was told to do, and what it saw. */
   reset(): void {
     this.commands.length = 0;
+    this.dropEvents = false;
     this.decide = () => "pass";
     this.answered = () => undefined;
   }
 
+  /** The clients lose their connections. */
+  hangUp(): void {
+    for (const client of this.#clients) client.destroy();
+  }
+
   #join(client: Socket, qemu: Socket): void {
+    this.#clients.add(client);
     const waiting = new Map<unknown, { command: ProxiedCommand; verdict: Verdict }>();
-    client.on("close", () => qemu.destroy());
+    client.on("close", () => {
+      this.#clients.delete(client);
+      qemu.destroy();
+    });
     qemu.on("close", () => client.destroy());
     eachLine(client, async (line) => {
       const message = JSON.parse(line) as {
@@ -92,7 +106,8 @@ export class QmpProxy {
       qemu.write(`${line}\n`);
     });
     eachLine(qemu, async (line) => {
-      const message = JSON.parse(line) as { id?: unknown };
+      const message = JSON.parse(line) as { id?: unknown; event?: unknown };
+      if (message.event !== undefined && this.dropEvents) return;
       const answers = message.id === undefined ? undefined : waiting.get(message.id);
       if (answers !== undefined) {
         waiting.delete(message.id);
