@@ -31,19 +31,22 @@ export async function findLeftovers(
   signal: AbortSignal,
 ): Promise<RunTraces[]> {
   const vm = await surveyVm(client, signal);
-  const folders = new Set([scratchFolder, ...foldersInUse(vm)]);
-  const marked = new Map<string, { run: FoundRun; folder: string }>();
-  for (const folder of folders) {
-    for (const [token, run] of await findRuns(folder, client.path)) marked.set(token, { run, folder });
+  const inVm = tokensIn(vm);
+  const marks = new Map<string, FoundRun & { readonly folder: string }>();
+  for (const folder of new Set([scratchFolder, ...foldersInUse(vm)])) {
+    for (const run of await findRuns(folder, client.path)) {
+      // a run on another monitor is of this VM when it has something in it; else it may be of any VM
+      if (run.sameMonitor || inVm.has(run.token)) marks.set(run.token, { ...run, folder });
+    }
   }
-  const tokens = new Set([...tokensIn(vm), ...marked.keys()]);
+  const tokens = new Set([...inVm, ...marks.keys()]);
   return [...tokens].sort().map((token) => {
-    const mark = marked.get(token);
+    const mark = marks.get(token);
     return {
       ...tracesOf(vm, token),
-      pid: mark?.run.alive === true ? mark.run.record.pid : undefined,
+      pid: mark?.pid,
       folders: [...new Set([...(mark === undefined ? [] : [mark.folder]), ...foldersInUse(vm, token)])],
-      stopped: mark?.run.record.stopped === true && vm.status === "paused",
+      stopped: mark?.stopped === true && vm.status === "paused",
     };
   });
 }

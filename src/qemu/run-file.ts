@@ -18,7 +18,7 @@ const recordSchema = z.object({
 });
 
 /** What a run tells those after it: that it lives, and what only it can know. */
-export type RunRecord = z.infer<typeof recordSchema>;
+type RunRecord = z.infer<typeof recordSchema>;
 
 /** Larger is not ours, in bytes. */
 const RECORD_SIZE_MAX = 16 * 1024;
@@ -88,23 +88,28 @@ export class RunFile {
 
 /** A run that left a file behind, or is at work. */
 export interface FoundRun {
-  readonly record: RunRecord;
-  /** Whether its process lives. */
-  readonly alive: boolean;
+  readonly token: string;
+  /** Its process, if that lives. */
+  readonly pid: number | undefined;
+  readonly stopped: boolean;
+  /** Whether it used this monitor, not another one of this VM or of another. */
+  readonly sameMonitor: boolean;
 }
 
-/** The runs on this monitor that the folder knows of, by token. */
-export async function findRuns(folder: string, qmp: string): Promise<ReadonlyMap<string, FoundRun>> {
+/** The runs that the folder knows of. */
+export async function findRuns(folder: string, qmp: string): Promise<FoundRun[]> {
   const found = new Map<string, FoundRun>();
   const path = await canonical(qmp);
   for (const name of (await filesOf(folder)).sort()) {
     if (!/\.run(?:\.new)?$/.test(name)) continue;
     const record = await readRecord(join(folder, name));
-    if (record === undefined || record.qmp !== path || record.token !== tokenOfFile(name)) continue;
-    if (found.has(record.token)) continue; // ".run" comes before ".run.new", which is only there for a moment
-    found.set(record.token, { record, alive: await isAlive(record) });
+    if (record === undefined || record.token !== tokenOfFile(name)) continue;
+    const { token, stopped } = record;
+    if (found.has(token)) continue; // ".run" comes before ".run.new", which is only there for a moment
+    const pid = (await isAlive(record)) ? record.pid : undefined;
+    found.set(token, { token, pid, stopped, sameMonitor: record.qmp === path });
   }
-  return found;
+  return [...found.values()];
 }
 
 /** Removes the files of a run: the one that marks it last. */
