@@ -197,7 +197,8 @@ export function halfThreads(
   });
 }
 
-function isRecording(bitmap: VmBitmap): boolean {
+/** Whether it can be relied on from now on. */
+export function isRecording(bitmap: VmBitmap): boolean {
   return bitmap.recording && !bitmap.inconsistent && !bitmap.busy;
 }
 

@@ -1,5 +1,5 @@
 import { AppError } from "../errors.ts";
-import { disabledBitmaps } from "./bitmaps.ts";
+import { disabledBitmaps, isRecording } from "./bitmaps.ts";
 import type { VmBitmap, VmDisk } from "./inventory.ts";
 import { generationBitmap, type RunNames } from "./names.ts";
 import type { Scratch } from "./scratch.ts";
@@ -26,13 +26,17 @@ export interface QemuPlan {
   readonly parentBitmaps: ReadonlyMap<string, string>;
 }
 
-/** @throws AppError E_PARENT_BITMAP (bug) when the disk has no such bitmap. */
+/**
+ * @param disk as it is now: the plan was made some time ago.
+ * @throws AppError E_PARENT_BITMAP (source) when the bitmap to stand on says less than it did then.
+ */
 export function runDiskOf(plan: QemuPlan, disk: VmDisk, index: number): RunDisk {
   const { repository, generation } = plan;
   const wanted = plan.parentBitmaps.get(disk.name);
   const parent = disk.bitmaps.find((bitmap) => bitmap.name === wanted);
-  if (wanted !== undefined && parent === undefined) {
-    throw new AppError("bug", "E_PARENT_BITMAP", `Disk ${disk.name} has no bitmap ${wanted}`);
+  if (wanted !== undefined && (parent === undefined || !isRecording(parent))) {
+    const message = `Bitmap ${wanted} of disk ${disk.name} was removed, disabled or taken by another hand just now; run the backup again`;
+    throw new AppError("source", "E_PARENT_BITMAP", message, { disk: disk.name, bitmap: wanted });
   }
   return {
     index,

@@ -120,7 +120,7 @@ export class QemuVm {
     }
   }
 
-  /** As of the connection, or of the last `mergeBack`. */
+  /** As of the last look. */
   get vm(): Vm {
     return this.#vm;
   }
@@ -152,7 +152,7 @@ export class QemuVm {
    * Makes the point in time. When any step fails, everything is undone first.
    *
    * @throws AppError E_SCRATCH_FOLDER, E_SCRATCH_SIZE, E_PROGRAM_MISSING (usage), E_SCRATCH_SPACE (full),
-   *   E_NBD_SERVER_TAKEN (locked), E_FREEZE_OVERRUN (source); as `Guard`, `QmpClient.execute`; the signal's reason.
+   *   E_NBD_SERVER_TAKEN (locked), E_PARENT_BITMAP, E_FREEZE_OVERRUN (source); as `Guard`, `QmpClient.execute`; the signal's reason.
    */
   async open(
     plan: QemuPlan,
@@ -161,18 +161,23 @@ export class QemuVm {
   ): Promise<QemuPointInTime> {
     const [client, names, options] = [this.#client, this.#names, this.#options];
     const { scratchDir, warn } = options;
+    this.#vm = await surveyVm(client, signal);
     const disks = this.disks.map((disk, index) => runDiskOf(plan, disk, index));
     const mark = await RunFile.create(scratchDir, names.token, options.qmp);
     let guard: RunGuard | undefined;
     let watch: Watch | undefined;
+    let ending = false;
     const end = (outcome: Outcome): Promise<void> => {
+      ending = true;
       watch?.close();
       return endRun({ client, names, disks, plan, mark, guard, scratchDir, warn }, outcome);
     };
     try {
       const agent = options.freeze === "off" ? undefined : options.agent;
       guard = await startGuard({ ...options, agent, token: names.token }, signal);
-      watchGuard(guard, warn);
+      guard.died.catch((error: unknown) => {
+        if (!ending) warn(`Nobody would clean up if this backup died now: ${messageOf(error)}`);
+      });
 
       // the slow part, which the guest does not notice
       const fleecing = this.#fleecing(disks, mark);
@@ -262,12 +267,4 @@ function assertAlive(fleecing: Fleecing, watch: Watch): QemuPointInTime["assertA
     await watch.check(); // it may know why
     if (broken !== undefined) throw watch.lose(broken);
   };
-}
-
-function watchGuard(guard: Pick<Guard, "died">, warn: (message: string) => void): void {
-  guard.died.catch((error: unknown) =>
-    warn(
-      `Nobody watches over this backup any more: ${messageOf(error)}; if it dies too, the VM may stay stopped`,
-    ),
-  );
 }

@@ -33,7 +33,7 @@ export function generation(number: number): string {
 }
 
 /** A guard that does nothing: nobody but the next run cleans up. */
-export const NO_GUARD: StartGuard = () =>
+const NO_GUARD: StartGuard = () =>
   Promise.resolve({
     freeze: () => Promise.resolve(0),
     thaw: () => Promise.resolve({ frozenMs: 0, overrun: false }),
@@ -190,17 +190,21 @@ export async function openRun(
   number: number,
   listed: readonly KnownGeneration[] = [],
   more: Partial<QemuSourceOptions> = {},
-  { guard = NO_GUARD, signal = never }: { guard?: StartGuard; signal?: AbortSignal } = {},
+  {
+    guarded = false,
+    signal = never,
+    repository = REPOSITORY,
+  }: { guarded?: boolean; signal?: AbortSignal; repository?: string } = {},
 ): Promise<OpenRun> {
   const vm = await tested.connect(tokenOfRun(generation(number)), more);
   try {
-    await vm.mergeBack(REPOSITORY, listed, never);
-    const { ways } = chooseParent({ disks: vm.disks, nodes: vm.vm.nodes }, REPOSITORY, listed);
+    await vm.mergeBack(repository, listed, never);
+    const { ways } = chooseParent({ disks: vm.disks, nodes: vm.vm.nodes }, repository, listed);
     const parentBitmaps = new Map(
       [...ways].flatMap(([disk, { bitmap }]) => (bitmap === undefined ? [] : [[disk, bitmap] as const])),
     );
-    const plan = { repository: REPOSITORY, generation: generation(number), parentBitmaps };
-    return { vm, pit: await vm.open(plan, signal, guard), ways };
+    const plan = { repository, generation: generation(number), parentBitmaps };
+    return { vm, pit: await vm.open(plan, signal, guarded ? undefined : NO_GUARD), ways };
   } catch (error) {
     await vm.close();
     throw error;
