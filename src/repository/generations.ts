@@ -45,15 +45,17 @@ export async function listGenerationNames(
  * The manifests of one source, or of all, sorted by source, then in the order of `compareGenerations`. One that is
  * deleted meanwhile is left out.
  *
- * @throws AppError for the first one that is damaged.
+ * @param onDamaged told of each that is damaged, which is then left out.
+ * @throws AppError without `onDamaged`, for the first one that is damaged.
  */
 export async function loadGenerations(
   repository: Repository,
   source: string | undefined,
   signal: AbortSignal,
+  onDamaged?: (error: AppError, name: GenerationName) => void,
 ): Promise<StoredManifest[]> {
   const names = await listGenerationNames(repository, source, signal);
-  const manifests = await loadAll(repository, names, signal);
+  const manifests = await loadAll(repository, names, signal, onDamaged);
   return manifests.sort((a, b) => compareText(a.source, b.source) || compareGenerations(a, b));
 }
 
@@ -172,6 +174,7 @@ async function loadAll(
   repository: Repository,
   names: readonly GenerationName[],
   signal: AbortSignal,
+  onDamaged?: (error: AppError, name: GenerationName) => void,
 ): Promise<StoredManifest[]> {
   const run = new AbortController();
   const onAbort = (): void => run.abort(signal.reason);
@@ -181,7 +184,9 @@ async function loadAll(
     const loads = mapOrdered(names, GETS_MAX, run, (name, each) =>
       loadGeneration(repository, name, each).catch((error: unknown) => {
         if (hasCode(error, "E_NO_GENERATION")) return undefined;
-        throw error;
+        if (onDamaged === undefined || !(error instanceof AppError) || error.kind !== "corrupt") throw error;
+        onDamaged(error, name);
+        return undefined;
       }),
     );
     const found: StoredManifest[] = [];

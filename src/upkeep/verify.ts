@@ -43,10 +43,12 @@ interface UsedPack {
  *
  * A problem is noted and the rest is checked all the same.
  *
+ * @param found what is wrong with generations that could not be loaded.
  * @param readPercent 0 to 100; packs are chosen at random.
  */
 export async function verify(
   manifests: readonly Manifest[],
+  found: readonly Problem[],
   readPercent: number,
   tools: ReadTools,
   run: AbortController,
@@ -54,7 +56,7 @@ export async function verify(
 ): Promise<VerifyReport> {
   const used = new Map<string, UsedPack>();
   const soundLayers = new Set<string>();
-  const problems: Problem[] = [];
+  const problems: Problem[] = [...found];
   for (const manifest of manifests) {
     for (const disk of manifest.disks) {
       await noting(problems, [manifest.generation], run.signal, () =>

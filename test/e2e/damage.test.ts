@@ -103,6 +103,21 @@ describe("one bit flipped: a restore ends with 13, names the object and leaves n
     await expectVerifyFinds(key, ...flags);
   });
 
+  test("of two manifests: list and verify tell of the other one all the same", async () => {
+    const key = await onlyKey("generations/");
+    const { code } = await copy.run("backup", server.uri, "--name", "other");
+    expect(code).toBe(0);
+    await flipBit(key, 200);
+    const listed = await copy.run("list");
+    expect(listed.code).toBe(13);
+    expect(listed.stdout).toMatch(/ other /);
+    expect(listed.stderr).toContain(idOf(key));
+    const verified = await copy.run("verify");
+    expect(verified.code).toBe(13);
+    expect(verified.stdout).toMatch(/^1 generations, 1 packs/);
+    expect(verified.stdout).toContain(`needed by ${idOf(key)}`);
+  });
+
   test("repository.json", async () => {
     await flipBit("repository.json", 60);
     expectFailure(await copy.run("restore", "web", "--to", join(targets, "web.raw")), 13, "repository.json");

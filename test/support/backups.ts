@@ -131,7 +131,14 @@ export class Backups {
 
   /** All generations, every byte. */
   async verify(): Promise<VerifyReport> {
-    return await verify(await this.generations(), 100, this.tools(), new AbortController(), () => undefined);
+    return await verify(
+      await this.generations(),
+      [],
+      100,
+      this.tools(),
+      new AbortController(),
+      () => undefined,
+    );
   }
 }
 

@@ -1,5 +1,6 @@
 import { Command } from "commander";
 import { formatSize } from "../../bytes/size.ts";
+import type { AppError } from "../../errors.ts";
 import { loadGenerations } from "../../repository/generations.ts";
 import { action } from "../action.ts";
 import { generationDocument } from "../documents.ts";
@@ -21,7 +22,11 @@ export function listCommand(): Command {
       action(async (cli, command) => {
         const flags = command.optsWithGlobals<Flags>();
         await withRepository(flags, cli, async (repository) => {
-          const loaded = await loadGenerations(repository, flags.source, cli.run.signal);
+          let damaged: AppError | undefined;
+          const loaded = await loadGenerations(repository, flags.source, cli.run.signal, (error) => {
+            damaged ??= error;
+            cli.output.warn(error.message);
+          });
           const manifests = loaded.toSorted((a, b) => Date.parse(a.committedAt) - Date.parse(b.committedAt));
           cli.output.result({ generations: manifests.map(generationDocument) }, () => {
             if (manifests.length === 0) return "No generations yet";
@@ -40,6 +45,7 @@ export function listCommand(): Command {
               ]),
             );
           });
+          if (damaged !== undefined) throw damaged; // after the others were shown
         });
       }),
     );

@@ -3,7 +3,7 @@ import { formatSize } from "../../bytes/size.ts";
 import { AppError } from "../../errors.ts";
 import { loadGenerations } from "../../repository/generations.ts";
 import { resolveGeneration } from "../../repository/resolve-generation.ts";
-import { verify, type VerifyReport } from "../../upkeep/verify.ts";
+import { verify, type Problem, type VerifyReport } from "../../upkeep/verify.ts";
 import { action } from "../action.ts";
 import { Progress } from "../progress.ts";
 import { withSession, type RepositoryFlags } from "../session.ts";
@@ -35,14 +35,17 @@ Examples:
         const percent = parsePercent(flags.readData);
         await withSession(flags, cli, async (session) => {
           const { signal } = cli.run;
+          const damaged: Problem[] = [];
           const wanted =
             command.args.length === 0
-              ? await loadGenerations(session.repository, undefined, signal)
+              ? await loadGenerations(session.repository, undefined, signal, (error, { generation }) =>
+                  damaged.push({ message: error.message, code: error.code, generations: [generation] }),
+                )
               : await Promise.all(
                   command.args.map((name) => resolveGeneration(session.repository, name, signal)),
                 );
           const progress = new Progress(cli.output);
-          const report = await verify(wanted, percent, session, cli.run, (done, total) =>
+          const report = await verify(wanted, damaged, percent, session, cli.run, (done, total) =>
             progress.update({ label: "packs", done, total, note: "" }),
           ).finally(() => progress.end());
           cli.output.result(report, () => describe(report));

@@ -22,7 +22,7 @@ function keysUnder({ store }: Awaited<ReturnType<typeof newBackups>>, prefix: st
 test("a sound repository: everything that is used is counted, and read when asked", async () => {
   const backups = await newWorld();
   const manifests = await backups.generations();
-  const chain = await verify(manifests, 0, backups.tools(), new AbortController(), quiet);
+  const chain = await verify(manifests, [], 0, backups.tools(), new AbortController(), quiet);
   expect(chain).toMatchObject({ generations: 3, chunks: 18, chunksRead: 0, bytesRead: 0, problems: [] });
   const all = await backups.verify();
   expect(all).toMatchObject({
@@ -39,7 +39,7 @@ test("one bit of a blob shows only when data is read, and names whom it hits", a
   const manifests = await backups.generations();
   const [pack] = keysUnder(backups, "packs/");
   backups.store.bytes(pack!)[CHUNK + 77]! ^= 1;
-  const chain = await verify(manifests, 0, backups.tools(), new AbortController(), quiet);
+  const chain = await verify(manifests, [], 0, backups.tools(), new AbortController(), quiet);
   expect(chain.problems).toEqual([]);
   const { problems } = await backups.verify();
   expect(problems).toHaveLength(1);
@@ -59,7 +59,7 @@ test.each([
     const bytes = backups.store.bytes(keysUnder(backups, prefix)[0]!);
     bytes[at(bytes)]! ^= 1;
     const manifests = await backups.generations();
-    const report = await verify(manifests, 0, backups.tools(), new AbortController(), quiet);
+    const report = await verify(manifests, [], 0, backups.tools(), new AbortController(), quiet);
     expect(report.problems.length).toBeGreaterThan(0);
     expect(report.chunks).toBeGreaterThanOrEqual(5); // those of the other source
   },
