@@ -26,6 +26,8 @@ export class FakeAgent {
   hangUpAt: string | undefined;
   /** The command that it hangs in. */
   holding: string | undefined;
+  /** Commands that wait for it. */
+  queued = 0;
   /** Clients served so far. */
   clients = 0;
   readonly #queue: Socket[] = [];
@@ -35,6 +37,7 @@ export class FakeAgent {
   #held: { readonly command: string; readonly after: boolean; readonly wait: Promise<void> } | undefined;
   #pumping = false;
   #changed: (() => void)[] = [];
+  #stop = (): void => undefined;
 
   private constructor(path: string) {
     this.path = path;
@@ -52,12 +55,20 @@ export class FakeAgent {
     });
     server.listen(agent.path);
     await once(server, "listening");
-    onTestFinished(async () => {
+    agent.#stop = () => {
       sockets.forEach((socket) => socket.destroy());
       server.close();
+    };
+    onTestFinished(async () => {
+      agent.stop();
       await rm(folder, { recursive: true, force: true });
     });
     return agent;
+  }
+
+  /** QEMU ends, and its socket with it. */
+  stop(): void {
+    this.#stop();
   }
 
   /** The agent's process ends or comes back; the channel keeps what is sent meanwhile. */
@@ -100,6 +111,8 @@ export class FakeAgent {
     this.clients++;
     socket.on("data", (bytes: Buffer) => {
       this.#input = Buffer.concat([this.#input, bytes]);
+      this.queued = this.#input.filter((byte) => byte === 10).length;
+      this.#tell();
       void this.#pump();
     });
     socket.on("close", () => {
@@ -117,6 +130,7 @@ export class FakeAgent {
     for (let end = this.#input.indexOf(10); this.#running && end >= 0; end = this.#input.indexOf(10)) {
       const line = this.#input.subarray(0, end);
       this.#input = this.#input.subarray(end + 1);
+      this.queued--;
       await this.#execute(line);
       this.#tell();
     }

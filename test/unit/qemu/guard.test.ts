@@ -83,6 +83,11 @@ async function stateOf(pid: number): Promise<string> {
   return state === "Z" ? "" : state;
 }
 
+/** Nothing else happens in this process. */
+function standStill(ms: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+}
+
 async function gone(pid: number): Promise<void> {
   await expect.poll(() => stateOf(pid), { timeout: 30_000 }).toBe("");
 }
@@ -162,8 +167,24 @@ describe("a parent and its guard", () => {
     const freezing = failure(guard.freeze(second.signal));
     await agent.until(({ frozen }) => frozen);
     second.abort(new Error("enough of this"));
+    await agent.until(({ queued }) => queued === 2); // a sync and the thaw are sent, whatever becomes of the freeze
     release();
     expect(await freezing).toBe(second.signal.reason);
+    expect(agent.frozen).toBe(false);
+  });
+
+  test("an abort while the guard's answer is on its way: thawed before the reason is thrown", async () => {
+    const agent = await FakeAgent.start();
+    const { guard } = await guardOf({ agent: agent.path });
+    const run = new AbortController();
+    const freezing = failure(guard.freeze(run.signal));
+    const release = agent.hold(THAW);
+    await agent.until(({ executed }) => executed.at(-1) === FREEZE);
+    standStill(500); // the guard has answered, and this process has not looked
+    run.abort(new Error("enough"));
+    await agent.until(({ holding }) => holding === THAW);
+    setTimeout(release, 100);
+    expect(await freezing).toBe(run.signal.reason);
     expect(agent.frozen).toBe(false);
   });
 });
@@ -192,6 +213,14 @@ describe("the budget", () => {
     expect(error).toMatchObject({ kind: "source", code: "E_FREEZE" });
     expect(error).toHaveProperty("message", expect.stringContaining("50 ms"));
     expect(agent.frozen).toBe(false);
+  });
+
+  test("QEMU ends while its guest is frozen: there is nothing left to thaw", async () => {
+    const agent = await FakeAgent.start();
+    const { guard } = await guardOf({ agent: agent.path });
+    await guard.freeze(never);
+    agent.stop();
+    expect(await guard.thaw()).toMatchObject({ overrun: false });
   });
 
   test("an agent that comes late, over a new connection, is thawed in the end", async () => {

@@ -27,15 +27,34 @@ describe("connect", () => {
           execute: string;
           arguments: { id: number };
         };
-        socket.write('{"return": {"stale": 1}}\n');
-        socket.write(Buffer.from('\xff{"return": 4711}\n', "latin1"));
-        socket.write(Buffer.from('half an ans\xff{"retu\xff', "latin1"));
-        socket.write(`${JSON.stringify({ return: execute === SYNC ? args.id : "frozen" })}\n`);
+        const answer = JSON.stringify({ return: execute === SYNC ? args.id : "frozen" });
+        if (execute === SYNC) {
+          const stale = '{"return": {"stale": 1}}\n\xff{"return": 4711}\nhalf an ans\xff{"retu\xff';
+          socket.write(Buffer.from(stale, "latin1"));
+        }
+        socket.write(`${answer}\n`);
       },
     });
     const agent = await GuestAgent.connect(peer.path, never);
     expect(peer.lines[0]![0]).toBe(0xff);
+    expect(await agent.status(never)).toBe("frozen");
     await agent.close();
+  });
+
+  test.each([
+    ["to somebody else's sync", "\xff", 4711],
+    ["without the delimiter", "", undefined],
+  ])("an answer %s is none", async (_, delimiter, id) => {
+    const peer = await startLineServer({
+      line: (line, socket) => {
+        const text = line.subarray(line.lastIndexOf(0xff) + 1).toString();
+        const sync = JSON.parse(text) as { arguments: { id: number } };
+        const answer = JSON.stringify({ return: id ?? sync.arguments.id });
+        socket.write(Buffer.from(`${delimiter}${answer}\n`, "latin1"));
+      },
+    });
+    const error = await failure(GuestAgent.connect(peer.path, never, { syncMs: 50 }));
+    expect(error).toMatchObject({ code: "E_AGENT_SILENT" });
   });
 
   test("nobody in the guest: silent, and nothing but a sync was ever sent", async () => {
@@ -209,7 +228,29 @@ describe("being in sync", () => {
     const fake = await FakeAgent.start();
     const agent = await GuestAgent.connect(fake.path, never);
     fake.say('{"return": "frozen"}\n');
-    await new Promise((resolve) => setTimeout(resolve, 20)); // it may come late: then the test shows less
+    const syncs = async (): Promise<number> => {
+      expect(await agent.status(never)).toBe("thawed");
+      return fake.executed.filter((command) => command === SYNC).length;
+    };
+    await expect.poll(syncs).toBe(2);
+  });
+
+  test("a second answer to one command is not the next one's", async () => {
+    const fake = await FakeAgent.start();
+    const agent = await GuestAgent.connect(fake.path, never);
+    fake.answerInstead = '{"return": "frozen"}\n{"return": "frozen"}\n';
+    expect(await agent.status(never)).toBe("frozen");
+    expect(await agent.status(never)).toBe("thawed");
+  });
+
+  test("a thaw behind a failed freeze that was not answered in time", async () => {
+    const fake = await FakeAgent.start();
+    const agent = await GuestAgent.connect(fake.path, never, { syncMs: 20, commandMs: 20 });
+    fake.freezeError = "no";
+    const release = fake.hold(THAW);
+    expect(await failure(agent.freeze(never))).toMatchObject({ code: "E_FROZEN" });
+    release();
+    await fake.until(({ executed }) => executed.at(-1) === THAW);
     expect(await agent.status(never)).toBe("thawed");
   });
 
