@@ -180,6 +180,34 @@ describe("the order of the steps", () => {
     const last = tested.proxy.commands.at(-1)!;
     expect(last).toBe(removals[0]);
   });
+
+  test.each(["classic", "filter"] as const)(
+    "taking down: exports, then what they read from, then bitmaps (%s)",
+    async (fleecing) => {
+      const tested = await BackedUpVm.start([TWO[0]!]);
+      await commit(await openRun(tested, 1, [], { fleecing }));
+      const run = await openRun(tested, 2, [known(1, [TWO[0]!])], { fleecing });
+      tested.proxy.reset();
+      await commit(run);
+      const steps = tested.proxy.commands
+        .filter(({ execute }) => !execute.startsWith("query-"))
+        .map(({ execute, arguments: args }) => {
+          const { "node-name": node, name } = (args ?? {}) as { "node-name"?: string; name?: string };
+          return `${execute} ${(node ?? name ?? "").replace(/^bk-0+2-/, "")}`.trim();
+        });
+      const [job, view] = [["block-job-cancel"], ["blockdev-del a0", "qom-set", "blockdev-del c0"]];
+      const mark = fleecing === "filter" ? ["block-dirty-bitmap-remove c0"] : [];
+      expect(steps).toEqual([
+        "block-export-del",
+        ...(fleecing === "classic" ? job : []),
+        "nbd-server-stop",
+        ...(fleecing === "filter" ? view : []),
+        ...["blockdev-del s0", "blockdev-del f0"],
+        ...["block-dirty-bitmap-remove tmp", ...mark],
+        "transaction",
+      ]);
+    },
+  );
 });
 
 test("the scratch images lie in the folder for nobody else to read, and are gone in the end", async () => {
