@@ -30,16 +30,25 @@ export class QmpProxy {
 
   /** Keeps QEMU's events from the clients. */
   dropEvents = false;
+  /** Safe to call twice. */
+  readonly close: () => Promise<void>;
   readonly #clients = new Set<Socket>();
 
-  private constructor(path: string) {
+  private constructor(path: string, close: () => Promise<void>) {
     this.path = path;
+    this.close = close;
   }
 
   /** It goes when the test ends. */
   static async start(monitor: string): Promise<QmpProxy> {
+    const proxy = await QmpProxy.open(monitor);
+    onTestFinished(() => proxy.close());
+    return proxy;
+  }
+
+  /** The caller closes it. */
+  static async open(monitor: string): Promise<QmpProxy> {
     const folder = await mkdtemp(join(tmpdir(), "blockhaul-proxy-"));
-    const proxy = new QmpProxy(join(folder, "qmp.sock"));
     const sockets = new Set<Socket>();
     const server = createServer((client) => {
       const qemu = connect(monitor);
@@ -49,13 +58,13 @@ export class QmpProxy {
       }
       proxy.#join(client, qemu);
     });
-    server.listen(proxy.path);
-    await once(server, "listening");
-    onTestFinished(async () => {
+    const proxy = new QmpProxy(join(folder, "qmp.sock"), async () => {
       sockets.forEach((socket) => socket.destroy());
       server.close();
       await rm(folder, { recursive: true, force: true });
     });
+    server.listen(proxy.path);
+    await once(server, "listening");
     return proxy;
   }
 
