@@ -72,7 +72,7 @@ export function sourceSettings(
   diskFlags: readonly string[],
   nameFlag: string | undefined,
 ): SourceSettings {
-  if (source?.startsWith(QMP_SCHEME) === true) {
+  if (source !== undefined && isQmpSource(source)) {
     return { kind: "qmp", name: checkName(nameFlag ?? ""), qmp: qmpPath(source), disks: diskFlags };
   }
   if ((source === undefined) === (diskFlags.length === 0)) {
@@ -89,9 +89,14 @@ export function sourceSettings(
   return { kind: "nbd", name: checkName(nameFlag ?? exportName), disks };
 }
 
+/** True for what is meant as the monitor of a running QEMU. */
+export function isQmpSource(source: string): boolean {
+  return source.startsWith(QMP_SCHEME);
+}
+
 /** The path of the monitor's socket in qmp:PATH. @throws AppError E_SOURCE (usage). */
 export function qmpPath(source: string): string {
-  const path = source.startsWith(QMP_SCHEME) ? source.slice(QMP_SCHEME.length) : "";
+  const path = isQmpSource(source) ? source.slice(QMP_SCHEME.length) : "";
   if (path !== "") return path;
   throw new AppError("usage", "E_SOURCE", `Not a QEMU monitor: "${source}"; write qmp:/path/to/qmp.sock`);
 }

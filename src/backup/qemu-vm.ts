@@ -1,4 +1,4 @@
-import { parseNbdUri } from "../nbd/uri.ts";
+import { unixAddress } from "../nbd/uri.ts";
 import { chooseParent, unlistedBitmaps, type KnownGeneration } from "../qemu/bitmaps.ts";
 import { parseGenerationBitmap, tokenOfRun } from "../qemu/names.ts";
 import { QemuVm, type OpenedQemuDisk, type QemuSourceOptions } from "../qemu/point-in-time.ts";
@@ -137,6 +137,5 @@ function exportOf({
   exportName,
   bitmap,
 }: OpenedQemuDisk): Parameters<typeof openExports>[0][0] {
-  const [path, query] = [encodeURIComponent(exportName), encodeURIComponent(socket)];
-  return { name, address: parseNbdUri(`nbd+unix:///${path}?socket=${query}`), bitmap };
+  return { name, address: unixAddress(socket, exportName), bitmap };
 }

@@ -5,20 +5,29 @@ import type { Command, Option } from "commander";
  * zsh reads the bash script through its own `bashcompinit`.
  */
 export function completionScript(program: Command, shell: "bash" | "zsh"): string {
-  const names = program.commands.map((command) => command.name()).join(" ");
-  const cases = program.commands
-    .map(
-      (command) => `      ${command.name()}) words="${flags([...command.options, ...program.options])}" ;;`,
-    )
-    .join("\n");
+  const groups = program.commands.filter(({ commands }) => commands.length > 0);
+  const leaves = program.commands.flatMap((command) =>
+    command.commands.length === 0
+      ? [{ path: command.name(), command }]
+      : command.commands.map((below) => ({ path: `${command.name()} ${below.name()}`, command: below })),
+  );
   const bash = `_blockhaul() {
-  local word="\${COMP_WORDS[COMP_CWORD]}" words=""
+  local word="\${COMP_WORDS[COMP_CWORD]}" words="" below=""
   COMPREPLY=()
+  case "\${COMP_WORDS[1]}" in
+${groups.map((group) => `    ${group.name()}) below="${names(group)}" ;;`).join("\n")}
+  esac
   if [ "$COMP_CWORD" -eq 1 ]; then
-    words="${names} ${flags(program.options)}"
+    words="${names(program)} ${flags(program.options)}"
+  elif [ "$COMP_CWORD" -eq 2 ] && [ -n "$below" ]; then
+    words="$below"
   elif [ "\${word#-}" != "$word" ]; then
-    case "\${COMP_WORDS[1]}" in
-${cases}
+    case "\${COMP_WORDS[1]}\${below:+ \${COMP_WORDS[2]}}" in
+${leaves
+  .map(
+    ({ path, command }) => `      "${path}") words="${flags([...command.options, ...program.options])}" ;;`,
+  )
+  .join("\n")}
     esac
   else
     COMPREPLY=($(compgen -f -- "$word"))
@@ -29,6 +38,10 @@ ${cases}
 complete -o filenames -F _blockhaul blockhaul
 `;
   return shell === "bash" ? bash : `autoload -U +X bashcompinit && bashcompinit\n${bash}`;
+}
+
+function names(command: Command): string {
+  return command.commands.map((below) => below.name()).join(" ");
 }
 
 function flags(options: readonly Option[]): string {

@@ -1,5 +1,6 @@
 import { Command, CommanderError } from "commander";
 import { backupCommand } from "./commands/backup.ts";
+import { bitmapCommand } from "./commands/bitmap.ts";
 import { completionCommand } from "./commands/completion.ts";
 import { demoCommand } from "./commands/demo.ts";
 import { diffCommand } from "./commands/diff.ts";
@@ -49,15 +50,20 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
     verifyCommand(),
     statsCommand(),
     diffCommand(),
+    bitmapCommand(),
     doctorCommand(),
     demoCommand(),
     completionCommand(),
   ]) {
-    program.addCommand(
-      command.exitOverride().showHelpAfterError(HINT).configureHelp({ showGlobalOptions: true }),
-    );
+    program.addCommand(configured(command));
   }
   return program;
+}
+
+/** Also the commands below it: commander hands these settings down only to those made by itself. */
+function configured(command: Command): Command {
+  for (const below of command.commands) configured(below);
+  return command.exitOverride().showHelpAfterError(HINT).configureHelp({ showGlobalOptions: true });
 }
 
 /** Runs the command line and sets the exit code; never throws for what a user can cause. */

@@ -43,6 +43,11 @@ export class Output {
     this.#line("warning", message);
   }
 
+  /** Counts what the result itself tells as a warning. */
+  countWarnings(count: number): void {
+    this.#warnings += count;
+  }
+
   error(error: unknown): void {
     if (error instanceof AppError && error.kind !== "bug") {
       this.#line("error", error.message, { kind: error.kind, code: error.code, context: error.context });

@@ -8,13 +8,31 @@ const SCRATCH_DIR = "/var/tmp";
 
 const FREEZE_SECONDS_MAX = 60;
 
+/** Of every command on a running QEMU: where runs keep their files. */
+export interface ScratchFlag {
+  readonly scratch: string;
+}
+
+/** For commands beside `backup`. What dead backups left is found by it, so it should be that of the VM's backups. */
+export function addScratchFlag(command: Command): Command {
+  return command.option(
+    "--scratch <DIR>",
+    "scratch folder of this VM's backups; QEMU writes there",
+    SCRATCH_DIR,
+  );
+}
+
+/** @throws AppError E_FLAG (usage). */
+export function scratchDirectory({ scratch }: ScratchFlag): string {
+  return absolute("--scratch", scratch);
+}
+
 /** The flags of a backup of a running QEMU. */
-export interface QemuFlags {
+export interface QemuFlags extends ScratchFlag {
   readonly guestAgent?: string;
   readonly freeze: string;
   readonly freezeBudget: string;
   readonly fleecing: string;
-  readonly scratch: string;
   readonly scratchSize?: string;
 }
 
@@ -42,14 +60,14 @@ export function qemuOptions(
   disks: readonly string[],
   warn: (message: string) => void,
 ): QemuSourceOptions {
-  const { guestAgent, freeze, freezeBudget, fleecing, scratch, scratchSize } = flags;
+  const { guestAgent, freeze, freezeBudget, fleecing, scratchSize } = flags;
   return {
     qmp,
     agent: guestAgent,
     freeze: oneOf("--freeze", freeze, ["auto", "require", "off"]),
     freezeBudgetMs: secondsOf("--freeze-budget", freezeBudget) * 1000,
     fleecing: oneOf("--fleecing", fleecing, ["auto", "classic", "filter"]),
-    scratchDir: absolute("--scratch", scratch),
+    scratchDir: scratchDirectory(flags),
     scratchSizeMax: scratchSize === undefined ? undefined : parseSize(scratchSize),
     disks: disks.length === 0 ? undefined : disks,
     warn,

@@ -37,6 +37,12 @@ export function isNbdUri(text: string): boolean {
   return /^nbds?(\+[a-z]+)?:/i.test(text);
 }
 
+/** Of an export that a server on this machine has on a Unix socket. @param path absolute. */
+export function unixAddress(path: string, exportName: string): NbdAddress {
+  const uri = `nbd+unix:///${encodeURIComponent(exportName)}?socket=${encodeURIComponent(path)}`;
+  return { tls: false, socket: { path }, exportName, uri };
+}
+
 /** RFC 3986, appendix B: scheme, "//" authority, path, "?" query, "#" fragment. */
 const URI = /^([^:/?#]+):(?:\/\/([^/?#]*))?([^?#]*)(?:\?([^#]*))?(#.*)?$/s;
 const SCHEMES = ["nbd", "nbds", "nbd+unix", "nbds+unix"];

@@ -19,16 +19,20 @@ const END_MS = 120_000;
 const RECONNECT_MS = 5000;
 const RECONNECT_STEP_MS = 50;
 
-/** All that a run has, as far as it came. */
-export interface RunState {
+/** What anything that has made a run file leaves in QEMU and beside it goes by. */
+export interface MarkedRun {
   readonly client: QmpClient;
   readonly names: RunNames;
-  readonly disks: readonly RunDisk[];
-  readonly plan: { readonly repository: string; readonly generation: string };
   readonly mark: RunFile;
-  readonly guard: Pick<Guard, "finish"> | undefined;
   readonly scratchDir: string;
   warn(message: string): void;
+}
+
+/** All that a backup has, as far as it came. */
+export interface RunState extends MarkedRun {
+  readonly disks: readonly RunDisk[];
+  readonly plan: { readonly repository: string; readonly generation: string };
+  readonly guard: Pick<Guard, "finish"> | undefined;
 }
 
 /**
@@ -36,6 +40,22 @@ export interface RunState {
  * is left to the next run, with a warning. Never throws.
  */
 export async function endRun(run: RunState, outcome: Outcome): Promise<void> {
+  await takeDown(run, (client, signal) =>
+    removeBitmaps(client, (vm) => superfluous(vm, run, outcome), signal),
+  );
+  await run.guard?.finish();
+}
+
+/**
+ * Takes down whatever bears the run's names, within a bound of time, whatever stopped the run. What cannot be done is
+ * left to the next run, with a warning. Never throws.
+ *
+ * @param then what is to be done behind it, if that worked and QEMU is still there.
+ */
+export async function takeDown(
+  run: MarkedRun,
+  then: (client: QmpClient, signal: AbortSignal) => Promise<void> = () => Promise.resolve(),
+): Promise<void> {
   const { names, scratchDir, mark, warn } = run;
   const signal = AbortSignal.timeout(END_MS);
   try {
@@ -46,15 +66,13 @@ export async function endRun(run: RunState, outcome: Outcome): Promise<void> {
     }
     try {
       await clearLeftovers(client, { token: names.token, scratchDir }, signal);
-      await removeBitmaps(client, (vm) => superfluous(vm, run, outcome), signal);
+      await then(client, signal);
     } finally {
       if (client !== run.client) await client.close();
     }
   } catch (error) {
-    warn(`Not everything of this backup could be taken down, the next one will: ${messageOf(error)}`);
+    warn(`Not everything of this run could be taken down in QEMU, the next one will: ${messageOf(error)}`);
     await mark.giveUp().catch(() => undefined); // what marks the run may be what could not be written
-  } finally {
-    await run.guard?.finish();
   }
 }
 

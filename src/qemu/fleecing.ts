@@ -86,21 +86,24 @@ export const BITMAP_GRANULARITY = 65536;
  */
 export function bitmapActions({ disk, newBitmap, parent, disabled }: RunDisk, names: RunNames): Action[] {
   const { node } = disk;
-  const copy = names.temporaryBitmap;
   return [
     ...disabled.map((name) => ({ type: "block-dirty-bitmap-remove", data: { node, name } })),
     {
       type: "block-dirty-bitmap-add",
       data: { node, name: newBitmap, persistent: disk.canPersist, granularity: BITMAP_GRANULARITY },
     },
-    ...(parent === undefined
-      ? []
-      : [
-          {
-            type: "block-dirty-bitmap-add",
-            data: { node, name: copy, persistent: false, disabled: true, granularity: parent.granularity },
-          },
-          { type: "block-dirty-bitmap-merge", data: { node, target: copy, bitmaps: [parent.name] } },
-        ]),
+    ...(parent === undefined ? [] : copyActions(node, parent, names)),
+  ];
+}
+
+/** Makes the run's temporary bitmap: what `bitmap` says at this moment, for export, which takes none that records. */
+export function copyActions(node: string, { name, granularity }: VmBitmap, names: RunNames): Action[] {
+  const copy = names.temporaryBitmap;
+  return [
+    {
+      type: "block-dirty-bitmap-add",
+      data: { node, name: copy, persistent: false, disabled: true, granularity },
+    },
+    { type: "block-dirty-bitmap-merge", data: { node, target: copy, bitmaps: [name] } },
   ];
 }

@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -80,6 +81,11 @@ export class RunNames {
 /** Of a run, by its UUID of version 7: the end of it is random. */
 export function tokenOfRun(run: string): string {
   return run.slice(-12);
+}
+
+/** Of a run that makes no generation. */
+export function newToken(): string {
+  return randomBytes(6).toString("hex");
 }
 
 export function parseNode(name: string): { token: string; role: NodeRole; index: number } | undefined {

@@ -49,7 +49,7 @@ export async function startNbdServer(
 export async function exportDisk(
   client: QmpClient,
   names: RunNames,
-  { index, disk }: RunDisk,
+  { index, disk }: Pick<RunDisk, "index" | "disk">,
   { node, bitmaps }: View,
   signal: AbortSignal,
 ): Promise<void> {

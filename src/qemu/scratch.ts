@@ -59,7 +59,7 @@ export function forecastScratch(
 }
 
 /** Bytes free in the folder for whoever runs this. */
-async function freeIn(folder: string): Promise<number> {
+export async function freeIn(folder: string): Promise<number> {
   const { bavail, bsize } = await statfs(folder);
   return bavail * bsize;
 }

@@ -3,56 +3,109 @@ import { Command } from "commander";
 import { AppError, messageOf } from "../../errors.ts";
 import { describeExport } from "../../nbd/exports.ts";
 import { isNbdUri, parseNbdUri } from "../../nbd/uri.ts";
+import { checkUpVm } from "../../qemu/vm-checkup.ts";
 import { checkClock } from "../../repository/clock.ts";
+import { isQmpSource, qmpPath } from "../../settings.ts";
 import { action, type CliContext } from "../action.ts";
 import { table } from "../output.ts";
+import { addScratchFlag, scratchDirectory, type ScratchFlag } from "../qemu-flags.ts";
 import { withRepository, type RepositoryFlags } from "../session.ts";
+
+interface Flags extends RepositoryFlags, ScratchFlag {
+  readonly fix?: boolean;
+  readonly guestAgent?: string;
+}
 
 interface Finding {
   readonly check: string;
-  readonly status: "ok" | "warning" | "failed";
+  readonly status: "ok" | "fixed" | "warning" | "failed";
   readonly detail: string;
+  /** Of what failed. */
+  readonly error?: unknown;
 }
 
 export function doctorCommand(): Command {
-  return new Command("doctor")
-    .summary("check this machine, the repository and an export")
+  const command = new Command("doctor")
+    .summary("check this machine, the repository and a source; clear what dead backups left in a VM")
     .description(
-      "Looks at what a backup needs, changes nothing, and says what is wrong and what to do about it.",
+      `Looks at what a backup needs, and says what is wrong and what to do about it. Changes nothing without --fix.
+
+With --fix what dead backups left in a VM goes, as it does when the next one begins: their exports, jobs, scratch and
+temporary bitmaps; a VM that stands because of them runs on, and a guest that one of them left frozen is thawed. Nothing of
+others is touched, and nothing while a backup is running.`,
     )
-    .argument("[source]", "an NBD URI to look at as well")
-    .addHelpText("after", "\nExample:\n  blockhaul doctor -r s3://my-bucket/vms nbd://127.0.0.1/vda")
+    .argument("[source]", "a source to look at as well: qmp:PATH, or an NBD URI")
+    .option("--fix", "qmp: clear what dead backups left")
+    .option("--guest-agent <PATH>", "qmp: socket of the guest agent");
+  return addScratchFlag(command)
+    .addHelpText(
+      "after",
+      `
+Examples:
+  blockhaul doctor -r s3://my-bucket/vms nbd://127.0.0.1/vda
+  blockhaul doctor qmp:/run/web/qmp.sock --guest-agent /run/web/qga.sock --fix`,
+    )
     .action(
       action(async (cli, command) => {
-        const flags = command.optsWithGlobals<RepositoryFlags>();
+        const flags = command.optsWithGlobals<Flags>();
+        const source = command.args[0];
+        checkFlags(source, flags);
         const findings: Finding[] = [
           { check: "node", status: "ok", detail: process.versions.node },
           await program("qemu-nbd", "restores to qcow2 need it (apt install qemu-utils)"),
         ];
-        let worst: Error | undefined;
-        const examine = async (check: string, look: () => Promise<string>): Promise<void> => {
-          try {
-            findings.push({ check, status: "ok", detail: await look() });
-          } catch (error) {
-            cli.run.signal.throwIfAborted();
-            worst ??= error as Error;
-            findings.push({ check, status: "failed", detail: messageOf(error) });
-          }
-        };
         if (flags.repository !== undefined || process.env["BLOCKHAUL_REPOSITORY"] !== undefined) {
-          await examine("repository", () => lookAtRepository(flags, cli));
+          findings.push(await examine("repository", cli, () => lookAtRepository(flags, cli)));
         }
-        const source = command.args[0];
-        if (source !== undefined) await examine("export", () => lookAtExport(source, cli.run.signal));
-        cli.output.result({ findings }, () =>
-          table(
-            ["CHECK", "STATUS", "DETAIL"],
-            findings.map((finding) => [finding.check, finding.status, finding.detail]),
-          ),
-        );
-        if (worst !== undefined) throw worst;
+        if (source !== undefined && isQmpSource(source))
+          findings.push(...(await lookAtVm(source, flags, cli)));
+        else if (source !== undefined) {
+          findings.push(await examine("export", cli, () => lookAtExport(source, cli.run.signal)));
+        }
+        report(findings, cli);
       }),
     );
+}
+
+/** @throws AppError E_FLAG (usage). */
+function checkFlags(source: string | undefined, flags: Flags): void {
+  if (source !== undefined && isQmpSource(source)) return;
+  const flag = flags.fix === true ? "--fix" : flags.guestAgent !== undefined ? "--guest-agent" : undefined;
+  if (flag === undefined) return;
+  throw new AppError("usage", "E_FLAG", `${flag} is for a running QEMU: give its monitor as qmp:PATH`);
+}
+
+/** @throws the error of the first finding that failed, when all are shown. */
+function report(findings: readonly Finding[], { output }: CliContext): void {
+  const shown = findings.map(({ check, status, detail }) => ({ check, status, detail }));
+  output.result({ findings: shown }, () =>
+    table(
+      ["CHECK", "STATUS", "DETAIL"],
+      shown.map(({ check, status, detail }) => [check, status, detail]),
+    ),
+  );
+  output.countWarnings(findings.filter(({ status }) => status === "warning").length);
+  const worst = findings.find(({ status }) => status === "failed");
+  if (worst !== undefined) throw worst.error;
+}
+
+async function examine(check: string, cli: CliContext, look: () => Promise<string>): Promise<Finding> {
+  try {
+    return { check, status: "ok", detail: await look() };
+  } catch (error) {
+    cli.run.signal.throwIfAborted();
+    return { check, status: "failed", detail: messageOf(error), error };
+  }
+}
+
+async function lookAtVm(source: string, flags: Flags, cli: CliContext): Promise<Finding[]> {
+  const { guestAgent, fix = false } = flags;
+  const vm = { qmp: qmpPath(source), agent: guestAgent, scratchDir: scratchDirectory(flags), fix };
+  return [
+    await program("qemu-img", "backups of a running QEMU need it (apt install qemu-utils)"),
+    await program("fallocate", "without it no space is set aside for the scratch (apt install util-linux)"),
+    ...(await checkUpVm(vm, cli.run.signal)),
+  ];
 }
 
 async function lookAtRepository(flags: RepositoryFlags, cli: CliContext): Promise<string> {
@@ -65,7 +118,9 @@ async function lookAtRepository(flags: RepositoryFlags, cli: CliContext): Promis
 }
 
 async function lookAtExport(source: string, signal: AbortSignal): Promise<string> {
-  if (!isNbdUri(source)) throw new AppError("usage", "E_SOURCE", `Not an NBD URI: "${source}"`);
+  if (!isNbdUri(source)) {
+    throw new AppError("usage", "E_SOURCE", `Not an NBD URI, nor qmp:PATH of a QEMU monitor: "${source}"`);
+  }
   const found = await describeExport(parseNbdUri(source), signal);
   const features = [
     found.readOnly ? "read-only" : "writable",
