@@ -135,7 +135,7 @@ describe("freeze and thaw", () => {
 
   test("the agent died since: no freeze is sent that could be done later", async () => {
     const fake = await FakeAgent.start();
-    const agent = await GuestAgent.connect(fake.path, never, { syncMs: 30 });
+    const agent = await GuestAgent.connect(fake.path, never, { syncMs: 500 });
     fake.running = false;
     expect(await failure(agent.freeze(never))).toMatchObject({ kind: "source", code: "E_FREEZE" });
     await agent.close();
@@ -163,7 +163,7 @@ describe("freeze and thaw", () => {
 
   test("an agent that hangs in the freeze: the caller knows that it may be frozen, and the thaw waits behind it", async () => {
     const fake = await FakeAgent.start();
-    const timing = { freezeMs: 20, syncMs: 20, commandMs: 20 };
+    const timing = { freezeMs: 20, syncMs: 500, commandMs: 20 };
     const agent = await GuestAgent.connect(fake.path, never, timing);
     const release = fake.hold(FREEZE);
     expect(await failure(agent.freeze(never))).toMatchObject({ kind: "source", code: "E_FROZEN" });
@@ -215,7 +215,7 @@ describe("freeze and thaw", () => {
 describe("being in sync", () => {
   test("a command that timed out is followed by a sync, so its late answer belongs to nobody", async () => {
     const fake = await FakeAgent.start();
-    const agent = await GuestAgent.connect(fake.path, never, { commandMs: 20 });
+    const agent = await GuestAgent.connect(fake.path, never, { commandMs: 500 });
     const release = fake.hold("guest-fsfreeze-status");
     expect(await failure(agent.status(never))).toMatchObject({ code: "E_AGENT_SILENT" });
     const thawing = agent.thaw(never);
@@ -245,7 +245,7 @@ describe("being in sync", () => {
 
   test("a thaw behind a failed freeze that was not answered in time", async () => {
     const fake = await FakeAgent.start();
-    const agent = await GuestAgent.connect(fake.path, never, { syncMs: 20, commandMs: 20 });
+    const agent = await GuestAgent.connect(fake.path, never, { syncMs: 500, commandMs: 20 });
     fake.freezeError = "no";
     const release = fake.hold(THAW);
     expect(await failure(agent.freeze(never))).toMatchObject({ code: "E_FROZEN" });

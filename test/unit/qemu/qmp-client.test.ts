@@ -122,7 +122,7 @@ describe("commands", () => {
     const monitor = await startFakeMonitor({
       command: ({ execute }) => (execute === "slow" ? undefined : { return: execute }),
     });
-    const client = await QmpClient.connect(monitor.path, never, { commandMs: 50 });
+    const client = await QmpClient.connect(monitor.path, never, { commandMs: 500 });
     expect(await failure(client.execute("slow", undefined, never))).toMatchObject({ code: "E_QMP_TIMEOUT" });
     monitor.send(`{"return": "late", "id": ${monitor.commands[0]!.id}}\r\n`);
     expect(await client.execute("next", undefined, never)).toBe("next");
