@@ -31,12 +31,24 @@ export function listCommand(): Command {
           cli.output.result({ generations: manifests.map(generationDocument) }, () => {
             if (manifests.length === 0) return "No generations yet";
             return table(
-              ["GENERATION", "SOURCE", "CREATED", "KIND", "DISKS", "SIZE", "READ", "STORED", "REASON"],
+              [
+                "GENERATION",
+                "SOURCE",
+                "CREATED",
+                "KIND",
+                "CONSISTENCY",
+                "DISKS",
+                "SIZE",
+                "READ",
+                "STORED",
+                "REASON",
+              ],
               manifests.map((manifest) => [
                 manifest.generation,
                 manifest.source,
                 manifest.committedAt.replace(/\.\d+Z$/, "Z"),
                 manifest.kind,
+                manifest.consistency,
                 String(manifest.disks.length),
                 formatSize(manifest.disks.reduce((sum, disk) => sum + disk.size, 0)),
                 formatSize(manifest.stats.bytesRead),
