@@ -56,23 +56,35 @@ export async function takeDown(
   run: MarkedRun,
   then: (client: QmpClient, signal: AbortSignal) => Promise<void> = () => Promise.resolve(),
 ): Promise<void> {
-  const { names, scratchDir, mark, warn } = run;
+  const { mark, warn } = run;
   const signal = AbortSignal.timeout(END_MS);
   try {
-    const client = await reachable(run.client, signal);
-    if (client === undefined) {
-      await removeFiles(names.token, scratchDir); // QEMU is gone, and with it everything else
-      return;
-    }
-    try {
-      await clearLeftovers(client, { token: names.token, scratchDir }, signal);
-      await then(client, signal);
-    } finally {
-      if (client !== run.client) await client.close();
-    }
+    await clearAway(run, then, signal).catch((error: unknown) => {
+      if (!hasCode(error, "E_QMP_GONE")) throw error;
+      return clearAway(run, then, signal); // hung up on in the middle: QEMU has ended, or is there again
+    });
   } catch (error) {
     warn(`Not everything of this run could be taken down in QEMU, the next one will: ${messageOf(error)}`);
     await mark.giveUp().catch(() => undefined); // what marks the run may be what could not be written
+  }
+}
+
+async function clearAway(
+  run: MarkedRun,
+  then: (client: QmpClient, signal: AbortSignal) => Promise<void>,
+  signal: AbortSignal,
+): Promise<void> {
+  const { names, scratchDir } = run;
+  const client = await reachable(run.client, signal);
+  if (client === undefined) {
+    await removeFiles(names.token, scratchDir); // QEMU is gone, and with it everything else
+    return;
+  }
+  try {
+    await clearLeftovers(client, { token: names.token, scratchDir }, signal);
+    await then(client, signal);
+  } finally {
+    if (client !== run.client) await client.close();
   }
 }
 
