@@ -19,10 +19,20 @@ const never = new AbortController().signal;
 export interface Step {
   readonly via: "monitor" | "agent";
   readonly command: string;
+  /** Counted from this command of the same side on; from the start unless told. */
+  readonly since?: string;
   /** So many of this command pass first; 0 unless told. */
   readonly skip?: number;
   /** `before`: it never reaches QEMU or the guest. `after`: it was done and answered, and the run does not know. */
   readonly when: "before" | "after";
+}
+
+/** How a run is ended by SIGKILL. */
+export interface Kill {
+  /** At a step, or when the promise resolves. */
+  readonly at: Step | Promise<unknown>;
+  /** Its guard lives on. */
+  readonly guarded: boolean;
 }
 
 export interface VmGenerationJson extends GenerationJson {
@@ -74,7 +84,10 @@ export class BackedUpGuest {
   agent!: AgentProxy;
   readonly #options: BackedUpGuestOptions;
   #images: readonly string[] = [];
-  #step: { readonly step: Step; left: number; readonly act: () => Promise<void> } | undefined;
+  /** Of runs that were killed: pids. */
+  readonly #guards = new Set<number>();
+  #step:
+    { readonly step: Step; waiting: boolean; left: number; readonly act: () => Promise<void> } | undefined;
   #failure: Error | undefined;
 
   private constructor(folder: string, options: BackedUpGuestOptions) {
@@ -127,12 +140,13 @@ export class BackedUpGuest {
     return this.backUpUntil(undefined, flags);
   }
 
-  /** As `backUp`; the program gets SIGKILL at the step, or when the promise resolves. */
-  async backUpUntil(end: Step | Promise<unknown> | undefined, flags: readonly string[] = []): Promise<VmRun> {
+  async backUpUntil(end: Kill | undefined, flags: readonly string[] = []): Promise<VmRun> {
     this.#watchRun();
     let kill = (): Promise<void> => Promise.resolve();
-    if (end !== undefined && "command" in end)
-      this.#step = { step: end, left: end.skip ?? 0, act: () => kill() };
+    if (end !== undefined && "command" in end.at) {
+      const { at } = end;
+      this.#step = { step: at, waiting: at.since !== undefined, left: at.skip ?? 0, act: () => kill() };
+    }
     const { monitor, agent, scratch, repository } = this;
     const where = [`qmp:${monitor.path}`, "--name", "vm", "--guest-agent", agent.path, "--scratch", scratch];
     const result = await runCli(["backup", ...where, ...this.flags, ...flags, "--json"], {
@@ -140,10 +154,14 @@ export class BackedUpGuest {
       started: (child) => {
         const ended = new Promise((done) => child.once("exit", done));
         kill = async () => {
+          for (const pid of await guardsOf(child.pid!)) {
+            if (end?.guarded === false) process.kill(pid, "SIGKILL");
+            this.#guards.add(pid);
+          }
           child.kill("SIGKILL");
           await ended;
         };
-        if (end !== undefined && "then" in end) void end.then(() => kill());
+        if (end !== undefined && "then" in end.at) void end.at.then(() => kill());
       },
     });
     if (this.#failure !== undefined) throw this.#failure;
@@ -207,6 +225,13 @@ export class BackedUpGuest {
     ];
   }
 
+  /** Pids of guards that outlived their runs and are still there. */
+  async guards(): Promise<number[]> {
+    const there: number[] = [];
+    for (const pid of this.#guards) if ((await commandLineOf(pid)) !== "") there.push(pid);
+    return there;
+  }
+
   /** Resolves when the guest's writer has made two more rounds: one may have been under way. */
   async writerGoesOn(limitMs = 20_000): Promise<void> {
     const { console } = this.guest;
@@ -259,7 +284,9 @@ export class BackedUpGuest {
     const wanted = this.#step;
     if (wanted === undefined) return false;
     const { step, act } = wanted;
-    if (step.via !== via || step.command !== command || step.when !== when) return false;
+    if (step.via !== via) return false;
+    if (command === step.since) wanted.waiting = false;
+    if (wanted.waiting || step.command !== command || step.when !== when) return false;
     if (wanted.left-- > 0) return false;
     this.#step = undefined;
     await act();
@@ -284,8 +311,15 @@ function generationOf({ execute, arguments: given }: ProxiedCommand): string | u
   return names.map((name) => parseGenerationBitmap(name)?.generation).find((id) => id !== undefined);
 }
 
-/** Pids of the processes that this one has started and that still run. */
-export async function childrenOf(pid: number): Promise<number[]> {
-  const text = await readFile(`/proc/${pid}/task/${pid}/children`, "utf8").catch(() => "");
-  return text.split(" ").filter(Boolean).map(Number);
+/** Pids of a run's guard, of which there is one or none. */
+async function guardsOf(pid: number): Promise<number[]> {
+  const children = await readFile(`/proc/${pid}/task/${pid}/children`, "utf8").catch(() => "");
+  const pids = children.split(" ").filter(Boolean).map(Number);
+  const lines = await Promise.all(pids.map((child) => commandLineOf(child)));
+  return pids.filter((_, index) => lines[index]!.includes("/guard/process"));
+}
+
+/** Empty when there is no such process. */
+async function commandLineOf(pid: number): Promise<string> {
+  return await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
 }
