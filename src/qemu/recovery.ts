@@ -50,19 +50,20 @@ export async function clearLeftovers(
 }
 
 /**
- * The order matters: an export must be gone before its job is cancelled, for without the job it shows the disk as it
- * is now; and the VM goes on only when nothing of ours is in the way of its writes. Files go last, because they say
- * that there is something to clear.
+ * The order matters. A VM that we stopped goes on at once; one that stands because its write found the scratch full,
+ * when nothing of ours is in the way of that write any more. An export must be gone before its job is cancelled, for
+ * without the job it shows the disk as it is now. Files go last, because they say that there is something to clear.
  */
 async function clearRun(client: QmpClient, run: RunTraces, signal: AbortSignal): Promise<void> {
   try {
+    if (run.stopped) await client.execute("cont", undefined, signal);
     await deleteExports(client, run.exports, signal);
     await cancelJobs(client, run.jobs, signal);
     await stopOurServer(client, run, signal);
     await removeNodes(client, run, signal);
     await removeTemporaryBitmaps(client, run, signal);
   } finally {
-    await resume(client, run, signal);
+    if ((await queryStatus(client, signal)) === "io-error") await client.execute("cont", undefined, signal);
   }
   for (const folder of run.folders) await removeFiles(run.token, folder);
 }
@@ -133,17 +134,6 @@ async function removeTemporaryBitmaps(client: QmpClient, run: RunTraces, signal:
         (one) => one.node === node && one.name === name,
       );
     await remove(client, "block-dirty-bitmap-remove", { node, name }, there, signal);
-  }
-}
-
-/**
- * A VM that stands because its write found our scratch full goes on, the write is made again. One that we stopped
- * goes on, unless somebody else has let it.
- */
-async function resume(client: QmpClient, run: RunTraces, signal: AbortSignal): Promise<void> {
-  const status = await queryStatus(client, signal);
-  if (status === "io-error" || (status === "paused" && run.stopped)) {
-    await client.execute("cont", undefined, signal);
   }
 }
 

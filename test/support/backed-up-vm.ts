@@ -2,7 +2,7 @@ import { execFile } from "node:child_process";
 import { mkdir, readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { onTestFinished } from "vitest";
+import { expect, onTestFinished } from "vitest";
 import type { Extent } from "../../src/disk/disk.ts";
 import { openNbdSource } from "../../src/nbd/source.ts";
 import { parseNbdUri } from "../../src/nbd/uri.ts";
@@ -227,6 +227,13 @@ export async function readExport(disk: OpenedQemuDisk, offset: number, length: n
   } finally {
     await source.close();
   }
+}
+
+/** Fails when an export shows anything else. Not by `toEqual`, which takes minutes to tell two buffers apart. */
+export async function expectShows(disk: OpenedQemuDisk, offset: number, bytes: Buffer): Promise<void> {
+  const shown = await readExport(disk, offset, bytes.length);
+  const wrong = shown.findIndex((byte, index) => byte !== bytes[index]);
+  expect(wrong < 0 ? "all is right" : `at ${offset + wrong}: ${shown[wrong]!}`).toBe("all is right");
 }
 
 /** The extents that are not unchanged, by the export's bitmap. */

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { readdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { findRuns, removeRunFiles, RunFile } from "../../../src/qemu/run-file.ts";
@@ -80,6 +80,13 @@ describe("the file that marks a run", () => {
     expect((await readdir(folder)).sort()).toEqual(others.sort());
     await removeRunFiles(folder, TOKEN);
     await removeRunFiles(join(folder, "nowhere"), TOKEN);
+  });
+
+  test("goes last: as long as it is there, there may be something to clear", async () => {
+    const { folder, file } = await made();
+    await mkdir(join(folder, `bk-${TOKEN}-0.qcow2`)); // that will not go
+    await failure(removeRunFiles(folder, TOKEN));
+    expect((await stat(file.path)).isFile()).toBe(true);
   });
 
   test("a folder that cannot be is refused", async () => {
