@@ -126,7 +126,8 @@ async function filesOf(folder: string): Promise<string[]> {
     return await readdir(folder);
   } catch (error) {
     if (systemCode(error) === "ENOENT") return [];
-    throw error;
+    const message = `Cannot read the scratch folder ${folder}: ${messageOf(error)}; choose one with --scratch`;
+    throw new AppError("usage", "E_SCRATCH_FOLDER", message, { folder }, error);
   }
 }
 

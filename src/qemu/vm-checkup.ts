@@ -1,4 +1,4 @@
-import { AppError } from "../errors.ts";
+import { AppError, hasCode } from "../errors.ts";
 import { GuestAgent } from "./guest-agent.ts";
 import { queryStatus, surveyVm, type Vm } from "./inventory.ts";
 import { describeTraces, findLeftovers, type RunTraces } from "./leftovers.ts";
@@ -52,7 +52,10 @@ export async function checkUpVm(options: CheckupOptions, signal: AbortSignal): P
     return [failed("monitor", error)];
   }
   try {
-    const runs = await findLeftovers(client, options.scratchDir, signal);
+    const runs = await findLeftovers(client, options.scratchDir, signal).catch((error: unknown) => {
+      if (hasCode(error, "E_SCRATCH_FOLDER")) return []; // a finding of its own
+      throw error;
+    });
     const vm = await surveyVm(client, signal);
     const living = runs.find(({ pid }) => pid !== undefined);
     const dead = runs.filter(({ pid }) => pid === undefined);
@@ -76,13 +79,12 @@ async function examine(patient: Patient, signal: AbortSignal): Promise<VmFinding
     ...foreignFindings(vm),
     await scratchFinding(vm, scratchDir),
   ];
-  const runs = (): Promise<VmFinding[]> => runFindings(patient, signal);
-  const guest = (): Promise<VmFinding[]> => guestFindings(patient, signal);
-  // A VM that stands cannot thaw, so it has to run on first. Of one that runs the traces stay until its guest is
-  // thawed, for they are what tells that we froze it.
-  for (const step of vm.status === "running" ? [guest, runs] : [runs, guest]) {
-    findings.push(...(await step()));
-  }
+  // The traces of a dead run are what tells that a frozen guest is ours to thaw, so the guest comes first, if the VM
+  // runs; and once more when that was of no avail: what the run left may be what its agent hangs in.
+  const asked = vm.status === "running" ? await guestFindings(patient, signal) : [];
+  findings.push(...(await runFindings(patient, signal)));
+  const done = asked.length > 0 && (!patient.fix || asked.every(({ status }) => status !== "failed"));
+  findings.push(...(done ? asked : await guestFindings(patient, signal)));
   findings.push(await statusFinding(patient, signal));
   return findings;
 }
@@ -132,7 +134,15 @@ async function guestFindings(patient: Patient, signal: AbortSignal): Promise<VmF
     }
   } catch (error) {
     signal.throwIfAborted();
-    return [failed("guest agent", error)];
+    const status = await queryStatus(patient.client, signal);
+    if (status !== "running" && hasCode(error, "E_AGENT_SILENT")) {
+      const detail = `does not answer at ${path}, and cannot: the VM stands (${status})`;
+      return [{ check: "guest agent", status: "warning", detail }];
+    }
+    const finding = failed("guest agent", error);
+    if (patient.dead.length === 0) return [finding];
+    const detail = `${finding.detail}; a run that died may have left the guest frozen: guest-fsfreeze-thaw thaws it`;
+    return [{ ...finding, detail }];
   }
 }
 

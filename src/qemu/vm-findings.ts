@@ -138,7 +138,7 @@ export async function scratchFinding(vm: Vm, folder: string): Promise<VmFinding>
     if (shares.every(({ threshold }) => threshold === undefined)) {
       return { check, status: "ok", detail: `${where}, a backup takes up to ${formatSize(need)}` };
     }
-    const detail = `${where}, a backup could take up to ${formatSize(need)}: one during which the guest writes more than there is room ends`;
+    const detail = `${where}, a backup could take up to ${formatSize(need)}: it ends when the guest writes more meanwhile than there is room for`;
     return { check, status: "warning", detail };
   } catch (error) {
     if (error instanceof AppError) return failed(check, error);
