@@ -220,11 +220,15 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _blockhaul; printf '%s\\n' "\${COMPRE
   expect(complete("blockhaul", "re")).toEqual(["restore"]);
   const { stdout: help } = await runCli(["--help"]);
   const commands = [...help.matchAll(/^ {2}([a-z]+)(?:\|\w+)? .*$/gm)].map(([, name]) => name!);
-  expect(commands.length).toBeGreaterThanOrEqual(11);
+  expect(commands.length).toBeGreaterThanOrEqual(12);
   expect(complete("blockhaul", "")).toEqual(
     expect.arrayContaining(commands.filter((name) => !["help", "blockhaul", "qemu"].includes(name))),
   );
   expect(complete("blockhaul", "restore", "--f")).toEqual(["--force"]);
+  expect(complete("blockhaul", "bitmap", "")).toEqual(["add", "list", "ranges", "remove"]);
+  expect(complete("blockhaul", "bitmap", "add", "--gr")).toEqual(["--granularity"]);
+  expect(complete("blockhaul", "bitmap", "remove", "--f")).toEqual(["--force"]);
+  expect(complete("blockhaul", "bitmap", "list", "--f")).toEqual([""]);
   expect(complete("blockhaul", "backup", "--dr")).toEqual(["--dry-run"]);
   expect(complete("blockhaul", "restore", "web", "web.raw.")).toEqual(["web.raw.1", "web.raw.2"]);
 });

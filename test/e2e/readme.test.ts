@@ -46,12 +46,25 @@ function words(line: string): string[] {
   return stdout.split("\0").slice(0, -1);
 }
 
+/** Every command, also those of a command, and the words that call it. */
+function commandsBelow(
+  command: Command,
+  path: readonly string[] = [],
+): { command: Command; path: string[] }[] {
+  return command.commands.flatMap((below) => {
+    const words = [...path, below.name()];
+    return [{ command: below, path: words }, ...commandsBelow(below, words)];
+  });
+}
+
 /** Lets the program read the command line and do nothing. @throws CommanderError for what it would refuse. */
 async function parse(line: string): Promise<void> {
   const program = buildProgram().exitOverride();
   const quiet = { writeErr: () => undefined, writeOut: () => undefined };
-  for (const command of [program, ...program.commands]) command.configureOutput(quiet);
-  for (const command of program.commands) command.action(() => undefined);
+  for (const { command } of [{ command: program }, ...commandsBelow(program)]) command.configureOutput(quiet);
+  for (const { command } of commandsBelow(program)) {
+    if (command.commands.length === 0) command.action(() => undefined);
+  }
   await program.parseAsync(words(line.replace(/^blockhaul/, "")), { from: "user" });
 }
 
@@ -72,7 +85,11 @@ describe("what README.md and --help say is what the program knows", () => {
 
   test("every flag that README.md names is one", () => {
     const program = buildProgram();
-    const known = new Set([...flagsOf(program), ...program.commands.flatMap(flagsOf), "--help"]);
+    const known = new Set([
+      ...flagsOf(program),
+      ...commandsBelow(program).flatMap(({ command }) => flagsOf(command)),
+      "--help",
+    ]);
     const others = /^(qemu-nbd|npm|-\w+) /;
     const text = [...BLOCK_LINES, ...INLINE].filter((line) => !others.test(line)).join("\n");
     const named = [...text.matchAll(/(?<![\w-])--?[a-z][a-z-]*/g)].map(([flag]) => flag);
@@ -82,8 +99,9 @@ describe("what README.md and --help say is what the program knows", () => {
 
   test("every example of --help parses", async () => {
     const program = buildProgram();
-    for (const name of ["", ...program.commands.map((command) => command.name())]) {
-      const { stdout, code } = await runCli([...(name === "" ? [] : [name]), "--help"]);
+    for (const path of [[], ...commandsBelow(program).map((one) => one.path)]) {
+      const name = path.join(" ");
+      const { stdout, code } = await runCli([...path, "--help"]);
       expect(code).toBe(0);
       const examples = [...stdout.matchAll(/^ {2}(blockhaul [a-z].*)$/gm)].map(([, line]) => line!);
       if (name !== "demo" && name !== "completion") expect(examples, name).not.toEqual([]);
@@ -167,13 +185,14 @@ describe("README.md, line by line", () => {
       [/\/dev\/vg0\/web/, device],
       [/nbd:\/\/127\.0\.0\.1\/target/, `'${target.uri}'`],
       [/nbd:\/\/host\/web/, `'${uri}'`],
+      [/--disk vda /, "--disk vd0 "],
       [/2026-11-2[12]T03:00Z/, new Date(Date.now() + 3_600_000).toISOString()],
       [/2026-11-2[12]/, "2999-12-31"],
       [/^17 3 \* \* \* /, ""],
     ];
     onTestFinished(async () => {
-      const running = await readFile(pid!, "utf8").catch(() => "");
-      if (running !== "") process.kill(Number(running));
+      const serving = await readFile(pid!, "utf8").catch(() => "");
+      if (serving !== "") process.kill(Number(serving));
     });
     const ran: string[] = [];
     const notRun = BLOCK_LINES.filter((line) => /^(npm|-\w+) /.test(line) || line === "");
