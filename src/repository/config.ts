@@ -2,9 +2,11 @@ import { z } from "zod";
 import { KiB, MiB, formatSize } from "../bytes/size.ts";
 import { AppError, hasCode } from "../errors.ts";
 import type { ObjectStore } from "../store/store.ts";
-import { REPOSITORY_KEY, newUuid, parseKey } from "./names.ts";
+import { NO_PASSWORD, type Password, withMasterKey, writeKeySlot } from "./key-slots.ts";
+import { type KeyNotes, type SealedConfig, newMasterKey, sealedConfig } from "./keys.ts";
+import { REPOSITORY_KEY, keySlotKey, newUuid, parseKey } from "./names.ts";
 import { checkRecord, decodeRecord, encodeRecord } from "./record.ts";
-import { type Sealer, plainSealer } from "./sealing.ts";
+import { type Sealer, masterKeySealer, plainSealer } from "./sealing.ts";
 import { timeText, uuid } from "./fields.ts";
 
 export const FORMAT_VERSION = 1;
@@ -74,18 +76,30 @@ function sizeConflict(config: { chunkSize: number; packSize: number; partSize: n
   return undefined;
 }
 
+/** What makes a new repository an encrypted one. */
+export interface FirstKey {
+  /** At least one byte; the caller's to overwrite. */
+  readonly password: Uint8Array;
+  readonly notes: Omit<KeyNotes, "createdAt">;
+}
+
 /**
  * Creates a repository: its `repository.json`, under a prefix that holds nothing yet.
+ *
+ * Of an encrypted one the key goes first, so that there is never a repository without its key; what an init that was
+ * interrupted leaves is a key that belongs to nothing, and the next init does not mind it.
  *
  * Two that race for one prefix: the loser gets E_REPOSITORY_EXISTS, also on a store that does not honour
  * create-only writes, because the winner is whoever is read back.
  *
+ * @param first the password of an encrypted repository; none: it is plain.
  * @throws AppError E_REPOSITORY_SIZES, E_REPOSITORY_EXISTS, E_PREFIX_IN_USE (usage); nothing was changed then.
  */
 export async function createRepository(
   store: ObjectStore,
   wanted: RepositorySizes,
   signal: AbortSignal,
+  first?: FirstKey,
 ): Promise<Repository> {
   const chosen = chooseSizes(store, wanted);
   await refuseUsedPrefix(store, signal);
@@ -94,26 +108,81 @@ export async function createRepository(
     repository: newUuid(),
     createdAt: (await store.now(signal)).toISOString(),
     hash: "sha256",
-    encrypted: false,
+    encrypted: first !== undefined,
     ...chosen,
   };
+  if (first === undefined) {
+    await publishConfig(store, config, signal);
+    return { store, config, sealer: plainSealer() };
+  }
+  const masterKey = newMasterKey();
+  try {
+    const sealed = sealedConfig(config.repository, encodeRecord(config));
+    const { key } = await writeKeySlot(store, sealed, masterKey, first.password, first.notes, signal);
+    try {
+      await publishConfig(store, config, signal);
+    } catch (error) {
+      // another repository stands there: this key opens nothing, and its name is nobody else's
+      if (hasCode(error, "E_REPOSITORY_EXISTS")) await store.delete([keySlotKey(key)], signal);
+      throw error;
+    }
+    return { store, config, sealer: masterKeySealer(config.repository, masterKey) };
+  } finally {
+    masterKey.fill(0);
+  }
+}
+
+/** The commit of an init. @throws AppError E_REPOSITORY_EXISTS (usage): there is another. */
+async function publishConfig(
+  store: ObjectStore,
+  config: RepositoryConfig,
+  signal: AbortSignal,
+): Promise<void> {
   try {
     await store.put(REPOSITORY_KEY, encodeRecord(config), signal);
   } catch (error) {
     throw hasCode(error, "E_EXISTS") ? existsError(store, error) : error;
   }
-  const repository = await openRepository(store, signal);
-  if (repository.config.repository !== config.repository) throw existsError(store);
-  return repository;
+  const winner = await readConfig(store, signal);
+  if (winner.config.repository !== config.repository) throw existsError(store);
 }
 
 /**
- * Opens a repository by its `repository.json`.
+ * Opens a repository by its `repository.json` and, when that says so, with a password.
  *
+ * @param password read only for an encrypted repository.
  * @throws AppError E_NO_REPOSITORY (notFound), E_REPOSITORY_INCOMPLETE, E_RECORD (corrupt), E_REPOSITORY_VERSION
- *   (usage), E_PASSWORD_NEEDED (credentials).
+ *   (usage), E_NOT_ENCRYPTED (credentials: R14), and those of `withMasterKey`.
  */
-export async function openRepository(store: ObjectStore, signal: AbortSignal): Promise<Repository> {
+export async function openRepository(
+  store: ObjectStore,
+  signal: AbortSignal,
+  password: Password = NO_PASSWORD,
+): Promise<Repository> {
+  const { config, sealed } = await readConfig(store, signal);
+  if (config.encrypted) {
+    return await withMasterKey(store, sealed, password, signal, ({ masterKey }) => ({
+      store,
+      config,
+      sealer: masterKeySealer(config.repository, masterKey),
+    }));
+  }
+  if (password.given) throw notEncryptedError(store, password);
+  return { store, config, sealer: plainSealer() };
+}
+
+/** As stored, and what its keys are sealed to. */
+export interface StoredConfig {
+  readonly config: RepositoryConfig;
+  readonly sealed: SealedConfig;
+}
+
+/**
+ * What `repository.json` says, which in an encrypted repository is not to be trusted before a key has been opened.
+ *
+ * @throws AppError E_NO_REPOSITORY (notFound), E_REPOSITORY_INCOMPLETE, E_RECORD (corrupt), E_REPOSITORY_VERSION (usage).
+ */
+export async function readConfig(store: ObjectStore, signal: AbortSignal): Promise<StoredConfig> {
   let bytes: Buffer;
   try {
     bytes = await store.get(REPOSITORY_KEY, CONFIG_SIZE_MAX, signal);
@@ -121,14 +190,20 @@ export async function openRepository(store: ObjectStore, signal: AbortSignal): P
     throw hasCode(error, "E_NO_OBJECT") ? await missingError(store, error, signal) : error;
   }
   const config = decodeConfig(bytes, store.location);
-  if (config.encrypted) {
-    throw new AppError(
-      "credentials",
-      "E_PASSWORD_NEEDED",
-      `The repository ${store.location} is encrypted and no password was given`,
-    );
-  }
-  return { store, config, sealer: plainSealer() };
+  return { config, sealed: sealedConfig(config.repository, bytes) };
+}
+
+/**
+ * R14: a repository that lost its encryption is one that somebody put in its place.
+ * @param password that was given.
+ */
+export function notEncryptedError(store: ObjectStore, password: Password): AppError {
+  return new AppError(
+    "credentials",
+    "E_NOT_ENCRYPTED",
+    `The repository ${store.location} says that it is not encrypted, yet a password was given; if it was encrypted, ` +
+      `somebody has replaced its repository.json; if it never was, unset ${password.origin}`,
+  );
 }
 
 /**
@@ -174,13 +249,19 @@ async function refuseUsedPrefix(store: ObjectStore, signal: AbortSignal): Promis
   const found = await firstKeys(store, signal);
   const unseen = found.length === FIRST_KEYS && (await store.head(REPOSITORY_KEY, signal)) !== undefined;
   if (unseen || found.includes(REPOSITORY_KEY)) throw existsError(store);
-  if (found.length === 0) return;
+  const used = found.find((key) => !isLeftByInit(key));
+  if (used === undefined && found.length < FIRST_KEYS) return;
   throw new AppError(
     "usage",
     "E_PREFIX_IN_USE",
     `${store.location} is not empty and holds no repository; choose an empty place`,
-    { key: found[0] },
+    { key: used },
   );
+}
+
+/** A key whose init was interrupted, or lost a race, before there was anything to open. */
+function isLeftByInit(key: string): boolean {
+  return parseKey(key)?.type === "key";
 }
 
 /** The keys that come first; none where a directory will only be made by the first write. */
@@ -196,7 +277,9 @@ async function firstKeys(store: ObjectStore, signal: AbortSignal): Promise<strin
 
 /** Tells an empty place from foreign objects and from a repository that lost its config. */
 async function missingError(store: ObjectStore, cause: unknown, signal: AbortSignal): Promise<AppError> {
-  const ours = (await firstKeys(store, signal)).find((key) => parseKey(key) !== undefined);
+  const ours = (await firstKeys(store, signal)).find(
+    (key) => parseKey(key) !== undefined && !isLeftByInit(key),
+  );
   if (ours !== undefined) {
     return new AppError(
       "corrupt",

@@ -32,6 +32,10 @@ export type ObjectName =
   | { readonly type: "condemned"; readonly prune: string }
   | { readonly type: "damaged"; readonly pack: string; readonly id: string };
 
+export function keySlotKey(id: string): string {
+  return `${Prefix.keys}${id}.json`;
+}
+
 export function packKey(pack: string): string {
   return Prefix.packs + pack;
 }

@@ -56,7 +56,7 @@ export function plainSealer(): Sealer {
 }
 
 /** A 32-byte key for one purpose: HKDF-SHA-256 (RFC 5869) with the repository id's 16 bytes as salt. */
-function derive(repositoryId: string, masterKey: Uint8Array, label: string): Buffer {
+export function deriveKey(repositoryId: string, masterKey: Uint8Array, label: string): Buffer {
   return Buffer.from(hkdfSync("sha256", masterKey, uuidBytes(repositoryId), `blockhaul v1 ${label}`, 32));
 }
 
@@ -67,7 +67,7 @@ function derive(repositoryId: string, masterKey: Uint8Array, label: string): Buf
  */
 export function masterKeySealer(repositoryId: string, masterKey: Uint8Array): Sealer {
   const typeKeys = new Map<SealedType, Buffer>();
-  for (const type of SEALED_TYPES) typeKeys.set(type, derive(repositoryId, masterKey, type));
+  for (const type of SEALED_TYPES) typeKeys.set(type, deriveKey(repositoryId, masterKey, type));
 
   // A key per object: random nonces need then be counted by nobody, however many writers there are.
   const objectKey = (type: SealedType, key: string): Buffer =>
@@ -78,8 +78,8 @@ export function masterKeySealer(repositoryId: string, masterKey: Uint8Array): Se
   return {
     encrypted: true,
     chunkKeys: {
-      id: derive(repositoryId, masterKey, "chunk id"),
-      blob: derive(repositoryId, masterKey, "blob"),
+      id: deriveKey(repositoryId, masterKey, "chunk id"),
+      blob: deriveKey(repositoryId, masterKey, "blob"),
     },
     sealObject(type, key, plain): Buffer {
       const nonce = randomBytes(NONCE_SIZE);
