@@ -31,6 +31,59 @@ export function repositorySettings(
   };
 }
 
+/** Where the environment says a password is to be had. */
+export interface PasswordSettings {
+  readonly how: "text" | "file" | "command";
+  /** The variable that says so. */
+  readonly variable: string;
+  /** The password itself, a path, or a command line for `sh`. */
+  readonly value: string;
+}
+
+/**
+ * How to come by the repository's password; undefined when nothing is set. A variable that is set and empty counts, so
+ * that `BLOCKHAUL_PASSWORD=$(something that failed)` is never taken for a wish to do without.
+ *
+ * @throws AppError E_PASSWORD_TWICE (usage).
+ */
+export function passwordSettings(environment: Environment): PasswordSettings | undefined {
+  return onlyOne([
+    { how: "text", variable: "BLOCKHAUL_PASSWORD", value: environment["BLOCKHAUL_PASSWORD"] },
+    { how: "file", variable: "BLOCKHAUL_PASSWORD_FILE", value: environment["BLOCKHAUL_PASSWORD_FILE"] },
+    {
+      how: "command",
+      variable: "BLOCKHAUL_PASSWORD_COMMAND",
+      value: environment["BLOCKHAUL_PASSWORD_COMMAND"],
+    },
+  ]);
+}
+
+/** As `passwordSettings`, for the password that `key add` and `key passwd` set. @throws AppError E_PASSWORD_TWICE (usage). */
+export function newPasswordSettings(environment: Environment): PasswordSettings | undefined {
+  return onlyOne([
+    { how: "text", variable: "BLOCKHAUL_NEW_PASSWORD", value: environment["BLOCKHAUL_NEW_PASSWORD"] },
+    {
+      how: "file",
+      variable: "BLOCKHAUL_NEW_PASSWORD_FILE",
+      value: environment["BLOCKHAUL_NEW_PASSWORD_FILE"],
+    },
+    {
+      how: "command",
+      variable: "BLOCKHAUL_NEW_PASSWORD_COMMAND",
+      value: environment["BLOCKHAUL_NEW_PASSWORD_COMMAND"],
+    },
+  ]);
+}
+
+type Candidate = Omit<PasswordSettings, "value"> & { readonly value: string | undefined };
+
+function onlyOne(candidates: readonly Candidate[]): PasswordSettings | undefined {
+  const set = candidates.flatMap(({ value, ...rest }) => (value === undefined ? [] : { ...rest, value }));
+  if (set.length < 2) return set[0];
+  const names = set.map(({ variable }) => variable).join(" and ");
+  throw new AppError("usage", "E_PASSWORD_TWICE", `Both ${names} are set; leave one`);
+}
+
 /** One disk to back up: its name in the generation and where it is exported. */
 export interface DiskSettings {
   readonly name: string;

@@ -2,11 +2,13 @@ import { availableParallelism } from "node:os";
 import { MiB } from "../bytes/size.ts";
 import { ChunkWorkers } from "../chunk/workers.ts";
 import { openRepository, type Repository } from "../repository/config.ts";
+import type { Password } from "../repository/key-slots.ts";
 import { PackDirectories } from "../repository/pack-reader.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import { repositorySettings, type RepositorySettings } from "../settings.ts";
 import { openStore } from "../store/open.ts";
 import type { CliContext } from "./action.ts";
+import { repositoryPassword } from "./password.ts";
 
 /** Slots of pack directories kept in memory: about 1.3 million, or 300 GiB of disk. */
 const DIRECTORY_CACHE_BYTES = 64 * MiB;
@@ -24,16 +26,22 @@ export interface Session extends ReadTools {
   readonly settings: RepositorySettings;
 }
 
-/** Opens the repository the flags name, calls `work`, and closes what it opened, whatever happened. */
+/**
+ * Opens the repository the flags name, calls `work`, and closes what it opened, whatever happened.
+ *
+ * @param password the environment's, or what somebody types, unless another is given.
+ */
 export async function withRepository<T>(
   flags: RepositoryFlags,
   cli: CliContext,
   work: (repository: Repository, settings: RepositorySettings) => Promise<T>,
+  password?: Password,
 ): Promise<T> {
   const settings = repositorySettings(flags, process.env);
+  const secret = password ?? repositoryPassword();
   const store = await openStore(settings.location);
   try {
-    return await work(await openRepository(store, cli.run.signal), settings);
+    return await work(await openRepository(store, cli.run.signal, secret), settings);
   } finally {
     store.close();
   }
@@ -44,8 +52,9 @@ export async function withSession<T>(
   flags: RepositoryFlags,
   cli: CliContext,
   work: (session: Session) => Promise<T>,
+  password?: Password,
 ): Promise<T> {
-  return await withRepository(flags, cli, async (repository, settings) => {
+  const withWorkers = async (repository: Repository, settings: RepositorySettings): Promise<T> => {
     const workers = await ChunkWorkers.start({
       threads: Math.min(availableParallelism(), THREADS_MAX),
       chunkSize: repository.config.chunkSize,
@@ -57,5 +66,6 @@ export async function withSession<T>(
     } finally {
       await workers.close();
     }
-  });
+  };
+  return await withRepository(flags, cli, withWorkers, password);
 }

@@ -151,14 +151,11 @@ function passwordNeededError(store: ObjectStore): AppError {
   );
 }
 
-function wrongPasswordError(
-  store: ObjectStore,
-  password: Password,
-  slots: readonly FoundSlot[],
-): AppError {
+function wrongPasswordError(store: ObjectStore, password: Password, slots: readonly FoundSlot[]): AppError {
   const damages = slots.flatMap(({ damage }) => damage ?? []);
   if (damages.length === slots.length) return damages[0]!;
-  const also = damages.length === 0 ? "" : `; ${damages.length} of its keys could not be tried: ${damages[0]!.message}`;
+  const also =
+    damages.length === 0 ? "" : `; ${damages.length} of its keys could not be tried: ${damages[0]!.message}`;
   return new AppError(
     "credentials",
     "E_PASSWORD",

@@ -154,7 +154,9 @@ export function decodeKeySlot(bytes: Uint8Array, repository: string, id: string)
   }
   const text = Buffer.from(bytes).toString("utf8");
   if (!text.slice(-SEALED_TAIL_SIZE).startsWith(',"seal":')) {
-    throw new AppError("corrupt", "E_RECORD", `The ${what} is damaged: its seal is not its last field`, { what });
+    throw new AppError("corrupt", "E_RECORD", `The ${what} is damaged: its seal is not its last field`, {
+      what,
+    });
   }
   return { ...slot, sealedText: `${text.slice(0, -SEALED_TAIL_SIZE)}}` };
 }

@@ -113,7 +113,8 @@ async function lookAtRepository(flags: RepositoryFlags, cli: CliContext): Promis
     const storeNow = await store.now(cli.run.signal);
     const offsetMs = Date.now() - storeNow.getTime();
     checkClock(storeNow, new Date());
-    return `${config.repository} in ${store.location}, format ${config.format}, clocks ${Math.abs(offsetMs)} ms apart`;
+    const sealed = config.encrypted ? "encrypted" : "not encrypted";
+    return `${config.repository} in ${store.location}, format ${config.format}, ${sealed}, clocks ${Math.abs(offsetMs)} ms apart`;
   });
 }
 

@@ -18,13 +18,15 @@ export function showCommand(): Command {
       action(async (cli, command) => {
         await withRepository(command.optsWithGlobals<RepositoryFlags>(), cli, async (repository) => {
           const manifest = await resolveGeneration(repository, command.args[0]!, cli.run.signal);
-          cli.output.result(generationDocument(manifest), () => describe(manifest));
+          const { encrypted } = repository.config;
+          const document = { ...generationDocument(manifest), encrypted };
+          cli.output.result(document, () => describe(manifest, encrypted));
         });
       }),
     );
 }
 
-function describe(manifest: Manifest): string {
+function describe(manifest: Manifest, encrypted: boolean): string {
   const { stats } = manifest;
   const lines = [
     ["generation", manifest.generation],
@@ -33,6 +35,7 @@ function describe(manifest: Manifest): string {
     ["kind", `${manifest.kind} (${manifest.reason})`],
     ["parent", manifest.parent?.generation ?? "none"],
     ["consistency", manifest.consistency],
+    ["encrypted", encrypted ? "yes" : "no"],
     ["read", `${formatSize(stats.bytesRead)}, of which unchanged ${formatSize(stats.bytesUnchanged)}`],
     ["zero", formatSize(stats.bytesZero)],
     ["deduplicated", formatSize(stats.bytesDeduplicated)],

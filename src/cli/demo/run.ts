@@ -10,6 +10,7 @@ import { serveRawFile, type ServedRawFile } from "../../nbd/server/raw-disk.ts";
 import { NbdServer } from "../../nbd/server/server.ts";
 import { parseNbdUri } from "../../nbd/uri.ts";
 import { createRepository } from "../../repository/config.ts";
+import { NO_PASSWORD } from "../../repository/key-slots.ts";
 import { repositoryStats } from "../../upkeep/stats.ts";
 import { restoreDisk } from "../../restore/restore-disk.ts";
 import { openTarget } from "../../restore/targets.ts";
@@ -42,9 +43,10 @@ export async function runDemo({ size, keep }: DemoOptions, cli: CliContext): Pro
     const disk = await serveRawFile(image, { writable: true, dirtyBitmap: BITMAP });
     const server = await NbdServer.listen(new Map([["disk", disk]]), { path: join(folder, "nbd.sock") });
     try {
-      await withSession({ repository: location, cacheDir: join(folder, "cache") }, cli, async (session) => {
-        await tellStory({ folder, image, disk, uri: server.uri("disk"), session }, cli);
-      });
+      const flags = { repository: location, cacheDir: join(folder, "cache") };
+      const tell = (session: Session): Promise<void> =>
+        tellStory({ folder, image, disk, uri: server.uri("disk"), session }, cli);
+      await withSession(flags, cli, tell, NO_PASSWORD); // whatever the environment has for other repositories
     } finally {
       await server.close();
       await disk.close();
