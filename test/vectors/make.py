@@ -234,6 +234,109 @@ def config_vectors():
     return {"pass": [{"name": "defaults", "hex": good.hex(), "config": CONFIG}], "fail": failing}
 
 
+# --- Keys ----------------------------------------------------------------------------------------------------------
+
+KEY = "0b5e55ed-0000-4000-8000-00000000c0de"
+PASSWORD = "correct horse b\u00e4ttery staple"
+
+
+def wrap(password, scrypt_, key, repository=REPOSITORY, nonce="wrap"):
+    n, r, p = scrypt_["n"], scrypt_["r"], scrypt_["p"]
+    wrapping = hashlib.scrypt(password.encode(), salt=bytes.fromhex(scrypt_["salt"]), n=n, r=r, p=p,
+                              maxmem=128 * r * (n + p + 2), dklen=32)
+    associated = f"key\0{repository}\0keys/{key}.json".encode()
+    nonce = nonce_of(nonce)
+    return (nonce + AESGCM(wrapping).encrypt(nonce, MASTER_KEY, associated)).hex()
+
+
+def key_slot(fields, config, ascii_=False):
+    """A slot with a right seal over whatever its fields say."""
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=ascii_)
+    seal_ = hmac.digest(derive("key slot"), hashlib.sha256(config).digest() + text.encode(), "sha256")
+    text = text[:-1] + ',"seal":"' + seal_.hex() + '"}'
+    return text[:-1].encode() + b',"sha256":"' + hashlib.sha256(text.encode()).hexdigest().encode() + b'"}\n'
+
+
+def resummed(stored):
+    """A record that was changed, with the checksum that fits."""
+    body = stored[:-78] + b"}"
+    return body[:-1] + b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+
+
+def key_vectors():
+    config = record({**CONFIG, "encrypted": True})
+    usual = {"n": 131072, "r": 8, "p": 1, "salt": hashlib.sha256(b"salt").hexdigest()}
+    largest = {"n": 262144, "r": 8, "p": 1, "salt": "ab" * 16}
+    good = {"format": 1, "repository": REPOSITORY, "key": KEY, "createdAt": "2026-11-22T03:00:00.000Z",
+            "label": "sheet in the s\u00e4fe", "host": "vm1", "scrypt": usual, "wrapped": wrap(PASSWORD, usual, KEY)}
+
+    def changed(**fields):
+        return {name: value for name, value in {**good, **fields}.items() if value is not ...}
+
+    def with_scrypt(**fields):
+        return changed(scrypt={name: value for name, value in {**usual, **fields}.items() if value is not ...})
+
+    def case(name, bytes_):
+        return {"name": name, "hex": bytes_.hex()}
+
+    failing = []
+
+    def bad(name, code, document):
+        failing.append({"name": name, "code": code, "hex": key_slot(document, config).hex()})
+
+    bad("of another repository", "E_MISPLACED", changed(repository=PACK))
+    bad("of another name", "E_MISPLACED", changed(key=PACK))
+    bad("newer format", "E_RECORD", changed(format=2))
+    bad("unknown field", "E_RECORD", changed(novelty=1))
+    bad("missing field", "E_RECORD", changed(host=...))
+    bad("control characters in what is shown", "E_RECORD", changed(label="\u001b[2J"))
+    bad("scrypt of 1 GiB", "E_RECORD", with_scrypt(n=1 << 20))
+    bad("scrypt of 512 MiB", "E_RECORD", with_scrypt(n=1 << 18, r=16))
+    bad("scrypt of 2^53", "E_RECORD", with_scrypt(n=1 << 53))
+    bad("scrypt that is too cheap", "E_RECORD", with_scrypt(n=1 << 16))
+    bad("n not a power of two", "E_RECORD", with_scrypt(n=131073))
+    bad("r too small", "E_RECORD", with_scrypt(r=1))
+    bad("r too large", "E_RECORD", with_scrypt(r=1 << 20))
+    bad("r of a broken number", "E_RECORD", with_scrypt(r=8.5))
+    bad("p of zero", "E_RECORD", with_scrypt(p=0))
+    bad("p too large", "E_RECORD", with_scrypt(p=5))
+    bad("no p", "E_RECORD", with_scrypt(p=...))
+    bad("salt too short", "E_RECORD", with_scrypt(salt="ab" * 15))
+    bad("salt too long", "E_RECORD", with_scrypt(salt="ab" * 65))
+    bad("salt in capitals", "E_RECORD", with_scrypt(salt="AB" * 16))
+    bad("wrapped key too short", "E_RECORD", changed(wrapped=good["wrapped"][2:]))
+    bad("wrapped key too long", "E_RECORD", changed(wrapped=good["wrapped"] + "00"))
+    failing.append({**case("seal not before the checksum", record({"seal": "00" * 32, **good})), "code": "E_RECORD"})
+    failing.append({**case("no seal", record(good)), "code": "E_RECORD"})
+    flipped = "%02x" % (int(good["wrapped"][40:42], 16) ^ 1)
+    other_nonce = "%02x" % (int(good["wrapped"][:2], 16) ^ 1)
+    return {
+        "config": config.hex(), "key": KEY, "password": PASSWORD, "masterKey": MASTER_KEY.hex(),
+        "pass": [
+            case("as blockhaul writes it", key_slot(good, config)),
+            case("the most memory", key_slot(
+                changed(scrypt=largest, wrapped=wrap(PASSWORD, largest, KEY)), config)),
+            case("its JSON in ASCII", key_slot(good, config, ascii_=True)),
+        ],
+        "fail": failing,
+        "closed": [
+            case("another password", key_slot(changed(wrapped=wrap(PASSWORD + " ", usual, KEY)), config)),
+            case("wrapped for another slot", key_slot(changed(wrapped=wrap(PASSWORD, usual, PACK)), config)),
+            case("wrapped for another repository", key_slot(changed(wrapped=wrap(PASSWORD, usual, KEY, PACK)), config)),
+            case("other salt", key_slot(with_scrypt(salt="00" * 32), config)),
+            case("other p", key_slot(with_scrypt(p=2), config)),
+            case("one bit of the wrapped key",
+                 key_slot(changed(wrapped=good["wrapped"][:40] + flipped + good["wrapped"][42:]), config)),
+            case("one bit of the nonce", key_slot(changed(wrapped=other_nonce + good["wrapped"][2:]), config)),
+        ],
+        "unsealed": [
+            case("of another repository.json", key_slot(good, record({**CONFIG, "encrypted": False}))),
+            case("other label", resummed(key_slot(good, config).replace(b"sheet", b"paper"))),
+            case("other time", resummed(key_slot(good, config).replace(b"2026", b"2025"))),
+        ],
+    }
+
+
 def manifest_vectors():
     counts = {
         "bytesRead": 5, "chunksRead": 1, "bytesZero": 0, "chunksZero": 0, "bytesUnchanged": 0, "chunksUnchanged": 0,
@@ -310,6 +413,7 @@ def main():
         "sealing": sealing_vectors(),
         "packs": pack_vectors(),
         "config": config_vectors(),
+        "keys": key_vectors(),
         "manifests": manifest_vectors(),
     }
     for name, content in vectors.items():

@@ -152,13 +152,13 @@ test("open: a repository without its repository.json", async () => {
   });
 });
 
-test("open: one that is encrypted asks for the password", async () => {
+test("open: one that says it is encrypted and has no key", async () => {
   const store = new MemoryStore();
   const { config } = known.pass[0]!;
   await store.put("repository.json", encodeRecord({ ...config, encrypted: true }), never);
   await expect(openRepository(store, never)).rejects.toMatchObject({
-    kind: "credentials",
-    code: "E_PASSWORD_NEEDED",
+    kind: "corrupt",
+    code: "E_NO_KEYS",
   });
 });
 

@@ -19,6 +19,11 @@ test("FORMAT.md: the config shown is the vector", () => {
   expect(shown).toBe(Buffer.from((vectors("config") as Vectors).pass[0]!.hex, "hex").toString("utf8"));
 });
 
+test("FORMAT.md: the key slot shown is the vector", () => {
+  const shown = /## Keys\n[^]*?```text\n([^`]*)```/.exec(page)![1]!;
+  expect(shown).toBe(Buffer.from((vectors("keys") as Vectors).pass[0]!.hex, "hex").toString("utf8"));
+});
+
 test("FORMAT.md: the seal shown is the vector", () => {
   const { sealed } = (vectors("sealing") as Vectors).pass[0]!;
   const shown = [sealed.slice(0, 24), sealed.slice(24, -32), sealed.slice(-32)].join(" ");
