@@ -44,7 +44,7 @@ export async function askOnTerminal(question: string, limit: number, signal: Abo
         settle();
       };
       signal.addEventListener("abort", abort);
-      stdin.on("data", typed).on("end", ended);
+      stdin.on("data", typed).on("end", ended).resume(); // it was paused if this is the second question
     });
   } finally {
     line.clear();

@@ -104,7 +104,7 @@ describe("documents have the fields that README.md promises", () => {
     expect(generations.map(({ generation }) => generation)).toEqual(
       [first, second, other].map(({ generation }) => generation),
     );
-    expect(await json("show", first.generation)).toEqual(generations[0]);
+    expect(await json("show", first.generation)).toEqual({ ...generations[0], encrypted: false });
     for (const one of [...generations, first, second, other]) {
       expect(Object.keys(one)).toEqual(expect.arrayContaining(generationFields));
       expect(Object.keys(one.stats)).toEqual(expect.arrayContaining([...STATS, ...runFields]));
@@ -156,6 +156,7 @@ describe("documents have the fields that README.md promises", () => {
       repository: expect.stringMatching(/^[0-9a-f-]{36}$/) as string,
       location: expect.stringContaining(location) as string,
       chunkSize: 64 * KiB,
+      encrypted: false,
     });
   });
 

@@ -1,5 +1,6 @@
 import { hostname } from "node:os";
 import { Command } from "commander";
+import { AppError } from "../../errors.ts";
 import { repositorySettings } from "../../settings.ts";
 import type { ObjectStore } from "../../store/store.ts";
 import { openStore } from "../../store/open.ts";
@@ -16,6 +17,9 @@ import { table } from "../output.ts";
 import { newPassword, repositoryPassword } from "../password.ts";
 import { hasTerminal } from "../terminal.ts";
 import type { RepositoryFlags } from "../session.ts";
+
+/** Characters of a label. */
+const LABEL_MAX = 256;
 
 const STATUS_TEXT: Readonly<Record<KeyStatus, string>> = {
   opened: "this password",
@@ -87,12 +91,19 @@ function addCommand(): Command {
       action(async (cli, command) => {
         const { label } = command.optsWithGlobals<{ label: string }>();
         await withStore(command, async (store) => {
-          const owner = { label, host: hostname() };
+          const owner = { label: checkLabel(label), host: hostname() };
           const slot = await addKey(store, repositoryPassword(), newPassword, owner, cli.run.signal);
           cli.output.result({ added: slot.key }, () => `Added key ${slot.key}`);
         });
       }),
     );
+}
+
+/** @throws AppError E_LABEL (usage). */
+function checkLabel(label: string): string {
+  if (label.length <= LABEL_MAX && /^\P{Cc}*$/u.test(label)) return label;
+  const message = `--label takes up to ${LABEL_MAX} characters, and no control characters`;
+  throw new AppError("usage", "E_LABEL", message);
 }
 
 function removeCommand(): Command {
