@@ -108,8 +108,10 @@ export async function latestGeneration(
   return newest.sort(compareGenerations).at(-1);
 }
 
+type InSequence = Pick<Manifest, "sequence" | "committedAt" | "generation">;
+
 /** Order within a source (R22): by sequence, then by commit time; the id settles the rest. */
-export function compareGenerations(a: Manifest, b: Manifest): number {
+export function compareGenerations(a: InSequence, b: InSequence): number {
   return (
     a.sequence - b.sequence ||
     compareText(a.committedAt, b.committedAt) ||

@@ -205,36 +205,13 @@ export class Lease {
         own = true;
         continue;
       }
-      const record = await this.#read(key, parsed.run, signal);
+      const record = await readLease(this.#repository, this.source, parsed.run, this.#options.ttlMs, signal);
       if (record === undefined) continue;
-      const expires = new Date(lastModified.getTime() + record.ttlMs + LIST_GRAIN_MS);
+      const expires = expiryOf(record, lastModified);
       const live = expires > (await store.now(signal)) && !this.#options.isGone(record);
       rivals.push({ record, key, expires, live });
     }
     return { rivals, own };
-  }
-
-  /** Undefined for one that is gone meanwhile. One that cannot be read counts as held until it expires. */
-  async #read(key: string, run: string, signal: AbortSignal): Promise<LeaseRecord | undefined> {
-    const { config, sealer, store } = this.#repository;
-    try {
-      const stored = await store.get(key, LEASE_SIZE_MAX, signal);
-      const record = parseRecord(leaseSchema, sealer.openObject("lease", key, stored), `lease ${key}`);
-      if (record.run === run && record.source === this.source) return record;
-    } catch (error) {
-      if (hasCode(error, "E_NO_OBJECT")) return undefined;
-      if (!(error instanceof AppError) || error.kind !== "corrupt") throw error;
-    }
-    return {
-      format: 1,
-      repository: config.repository,
-      source: this.source,
-      run,
-      state: "held",
-      host: "an unreadable lease",
-      pid: 0,
-      ttlMs: this.#options.ttlMs,
-    };
   }
 
   #lockedError({ record, expires }: Rival): AppError {
@@ -256,6 +233,51 @@ export class Lease {
     const message = `The run lost its lease on ${this.source}: ${why}; run it again`;
     return new AppError("locked", "E_LEASE_LOST", message, { source: this.source, run: this.run });
   }
+}
+
+/** Until when a lease counts that was last written at `lastModified`; both by the store's clock. */
+function expiryOf({ ttlMs }: LeaseRecord, lastModified: Date): Date {
+  return new Date(lastModified.getTime() + ttlMs + LIST_GRAIN_MS);
+}
+
+/** Undefined for one that is gone meanwhile. One that cannot be read counts as held until it expires. */
+async function readLease(
+  { config, sealer, store }: Repository,
+  source: string,
+  run: string,
+  ttlMs: number,
+  signal: AbortSignal,
+): Promise<LeaseRecord | undefined> {
+  const key = leaseKey(source, run);
+  try {
+    const stored = await store.get(key, LEASE_SIZE_MAX, signal);
+    const record = parseRecord(leaseSchema, sealer.openObject("lease", key, stored), `lease ${key}`);
+    if (record.run === run && record.source === source) return record;
+  } catch (error) {
+    if (hasCode(error, "E_NO_OBJECT")) return undefined;
+    if (!(error instanceof AppError) || error.kind !== "corrupt") throw error;
+  }
+  const host = "an unreadable lease";
+  return { format: 1, repository: config.repository, source, run, state: "held", host, pid: 0, ttlMs };
+}
+
+/** The runs that hold, or claim, a source at this moment; for those who do not want it themselves. */
+export async function liveLeases(
+  repository: Repository,
+  source: string,
+  isGone: LeaseOptions["isGone"],
+  signal: AbortSignal,
+): Promise<ReadonlySet<string>> {
+  const { store } = repository;
+  const live = new Set<string>();
+  for await (const { key, lastModified } of store.list(`${Prefix.leases}${source}/`, signal)) {
+    const parsed = parseKey(key);
+    if (parsed?.type !== "lease") continue;
+    const record = await readLease(repository, source, parsed.run, DEFAULT_LEASE.ttlMs, signal);
+    if (record === undefined || isGone(record)) continue;
+    if (expiryOf(record, lastModified) > (await store.now(signal))) live.add(parsed.run);
+  }
+  return live;
 }
 
 function nameOf({ host, pid }: LeaseRecord): string {

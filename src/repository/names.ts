@@ -13,6 +13,7 @@ export const Prefix = {
   forwards: "forwards/",
   condemned: "condemned/",
   damaged: "damaged/",
+  holds: "holds/",
 } as const;
 
 export const REPOSITORY_KEY = "repository.json";
@@ -30,7 +31,8 @@ export type ObjectName =
   | { readonly type: "index"; readonly source: string; readonly id: string }
   | { readonly type: "forward"; readonly pack: string; readonly id: string }
   | { readonly type: "condemned"; readonly prune: string }
-  | { readonly type: "damaged"; readonly pack: string; readonly id: string };
+  | { readonly type: "damaged"; readonly pack: string; readonly id: string }
+  | { readonly type: "hold"; readonly source: string; readonly generation: string };
 
 export function keySlotKey(id: string): string {
   return `${Prefix.keys}${id}.json`;
@@ -76,6 +78,10 @@ export function damagedKey(pack: string, id: string): string {
   return `${Prefix.damaged}${pack}/${id}.json`;
 }
 
+export function holdKey(source: string, generation: string): string {
+  return `${Prefix.holds}${source}/${generation}.json`;
+}
+
 const UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
 const SOURCE = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}";
 
@@ -101,6 +107,10 @@ const KEY_FORMS: readonly (readonly [RegExp, (first: string, second: string) => 
   [new RegExp(`^forwards/(${UUID})/(${UUID})$`), (pack, id) => ({ type: "forward", pack, id })],
   [new RegExp(`^condemned/(${UUID})\\.json$`), (prune) => ({ type: "condemned", prune })],
   [new RegExp(`^damaged/(${UUID})/(${UUID})\\.json$`), (pack, id) => ({ type: "damaged", pack, id })],
+  [
+    new RegExp(`^holds/(${SOURCE})/(${UUID})\\.json$`),
+    (source, generation) => ({ type: "hold", source, generation }),
+  ],
 ];
 
 /** What a key names; undefined for a key that no version 1 repository writes. */

@@ -87,6 +87,24 @@ export async function listRuns(
   limit: number,
   signal: AbortSignal,
 ): Promise<RunState[]> {
+  const { begun, ended } = await listRunNames(repository, source, signal);
+  const runs: RunState[] = [];
+  for (const run of begun.slice(-limit)) {
+    const begin = await loadRunBegin(repository, source, run, signal);
+    const end = ended.has(run)
+      ? await loadRun(repository, runEndKey(source, run), source, run, endSchema, signal)
+      : undefined;
+    runs.push({ begin, end });
+  }
+  return runs;
+}
+
+/** The runs of a source that have begun, oldest first, and which of them have ended, by LIST alone. */
+export async function listRunNames(
+  repository: Repository,
+  source: string,
+  signal: AbortSignal,
+): Promise<{ readonly begun: readonly string[]; readonly ended: ReadonlySet<string> }> {
   const begun: string[] = [];
   const ended = new Set<string>();
   for await (const { key } of repository.store.list(`${Prefix.runs}${checkSourceName(source)}/`, signal)) {
@@ -94,15 +112,17 @@ export async function listRuns(
     if (parsed?.type === "runBegin") begun.push(parsed.run);
     if (parsed?.type === "runEnd") ended.add(parsed.run);
   }
-  const runs: RunState[] = [];
-  for (const run of begun.sort().slice(-limit)) {
-    const begin = await loadRun(repository, runBeginKey(source, run), source, run, beginSchema, signal);
-    const end = ended.has(run)
-      ? await loadRun(repository, runEndKey(source, run), source, run, endSchema, signal)
-      : undefined;
-    runs.push({ begin, end });
-  }
-  return runs;
+  return { begun: begun.sort(), ended };
+}
+
+/** How a run began. @throws AppError E_NO_OBJECT (notFound); E_RECORD, E_SEAL, E_MISPLACED (corrupt). */
+export async function loadRunBegin(
+  repository: Repository,
+  source: string,
+  run: string,
+  signal: AbortSignal,
+): Promise<RunBegin> {
+  return await loadRun(repository, runBeginKey(source, run), source, run, beginSchema, signal);
 }
 
 function sealRun<T extends RunBegin | RunEnd>(

@@ -15,6 +15,7 @@ const SEALED_TYPES = [
   "forward",
   "condemned",
   "damaged",
+  "hold",
 ] as const;
 
 export type SealedType = (typeof SEALED_TYPES)[number];

@@ -21,7 +21,7 @@ MASTER_KEY = bytes(range(32))
 PACK = "c0ffee00-1111-4222-8333-444455556666"
 CHUNK_SIZE = 65536
 MIB = 1 << 20
-TYPES = ["directory", "index", "layer", "manifest", "run", "lease", "forward", "condemned", "damaged"]
+TYPES = ["directory", "index", "layer", "manifest", "run", "lease", "forward", "condemned", "damaged", "hold"]
 
 
 def derive(label):
@@ -407,6 +407,45 @@ def manifest_vectors():
     }
 
 
+def hold_vectors():
+    generation = "019aa950-0000-7000-8000-000000000002"
+    good = {
+        "format": 1, "repository": REPOSITORY, "source": "web", "generation": generation,
+        "heldAt": "2026-11-22T03:00:00.000Z", "reason": "vor dem Umbau, f\u00fcr die Pr\u00fcfung", "host": "alpha",
+        "writer": "blockhaul 0.1.0",
+    }
+    silent = {**good, "reason": None}
+    key = f"holds/web/{generation}.json"
+    failing = []
+
+    def bad(name, code, **fields):
+        document = {name_: value for name_, value in {**good, **fields}.items() if value is not ...}
+        failing.append({"name": name, "code": code, "hex": record(document).hex()})
+
+    bad("of another repository", "E_MISPLACED", repository="00000000-0000-4000-8000-000000000000")
+    bad("of another source", "E_MISPLACED", source="db")
+    bad("of another generation", "E_MISPLACED", generation="019aa951-0000-7000-8000-000000000002")
+    bad("generation id without a time", "E_RECORD", generation=PACK)
+    bad("missing reason", "E_RECORD", reason=...)
+    bad("reason of 1,025 units", "E_RECORD", reason="x" * 1025)
+    bad("time without milliseconds", "E_RECORD", heldAt="2026-11-22T03:00:00Z")
+    bad("unknown field", "E_RECORD", novelty=1)
+    bad("newer format", "E_RECORD", format=2)
+    whole = record(good)
+    failing.append({"name": "a letter of the reason", "code": "E_RECORD", "hex": whole.replace(b"Umbau", b"Anbau").hex()})
+    failing.append({"name": "empty", "code": "E_RECORD", "hex": ""})
+    return {
+        "source": "web", "generation": generation, "key": key,
+        "pass": [
+            {"name": "plain", "encrypted": False, "hex": whole.hex(), "hold": good},
+            {"name": "plain, without a reason", "encrypted": False, "hex": record(silent).hex(), "hold": silent},
+            {"name": "encrypted", "encrypted": True, "hold": good,
+             "hex": seal("hold", key, whole, nonce_of("good hold")).hex()},
+        ],
+        "fail": failing,
+    }
+
+
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     vectors = {
@@ -415,6 +454,7 @@ def main():
         "config": config_vectors(),
         "keys": key_vectors(),
         "manifests": manifest_vectors(),
+        "holds": hold_vectors(),
     }
     for name, content in vectors.items():
         with open(os.path.join(here, name + ".json"), "w", encoding="utf-8") as file:

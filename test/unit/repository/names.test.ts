@@ -22,6 +22,7 @@ test("keys lead back to what they name", () => {
         [names.forwardKey(first, second), { type: "forward", pack: first, id: second }],
         [names.condemnedKey(first), { type: "condemned", prune: first }],
         [names.damagedKey(first, second), { type: "damaged", pack: first, id: second }],
+        [names.holdKey(name, first), { type: "hold", source: name, generation: first }],
       ];
       for (const [key, name] of keys) {
         checkKey(key);
@@ -50,6 +51,8 @@ test.each([
   `generations/${"x".repeat(129)}/${A_UUID}.json`,
   `generations/web/sub/${A_UUID}.json`,
   `runs/web/${A_UUID}.json`,
+  `holds/${A_UUID}.json`,
+  `holds/web/${A_UUID}`,
   "repository.json.bak",
   "README.md",
 ])("%j is no key of a repository", (key) => {

@@ -50,6 +50,7 @@ test("R15: opens only in its place, and no bit may change", () => {
     "forward",
     "condemned",
     "damaged",
+    "hold",
   ] as const;
   fc.assert(
     fc.property(
