@@ -1,7 +1,12 @@
+import type { Holds } from "../repository/holds.ts";
 import type { Manifest } from "../repository/manifest.ts";
 
+/** Of a generation that was made just now. */
+export const NO_HOLDS: Holds = new Map();
+
 /** A generation in `--json` documents; README.md, "JSON", promises these fields. */
-export function generationDocument(manifest: Manifest): object {
+export function generationDocument(manifest: Manifest, holds: Holds): object {
+  const hold = holds.get(manifest.generation);
   return {
     generation: manifest.generation,
     source: manifest.source,
@@ -12,6 +17,9 @@ export function generationDocument(manifest: Manifest): object {
     createdAt: manifest.committedAt,
     consistency: manifest.consistency,
     tags: manifest.tags,
+    held: holds.has(manifest.generation)
+      ? { heldAt: hold?.heldAt ?? null, reason: hold?.reason ?? null }
+      : null,
     disks: manifest.disks.map((disk) => ({
       name: disk.name,
       size: disk.size,

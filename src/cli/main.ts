@@ -5,6 +5,8 @@ import { completionCommand } from "./commands/completion.ts";
 import { demoCommand } from "./commands/demo.ts";
 import { diffCommand } from "./commands/diff.ts";
 import { doctorCommand } from "./commands/doctor.ts";
+import { forgetCommand } from "./commands/forget.ts";
+import { holdCommand, releaseCommand } from "./commands/hold.ts";
 import { initCommand } from "./commands/init.ts";
 import { keyCommand } from "./commands/key.ts";
 import { listCommand } from "./commands/list.ts";
@@ -51,6 +53,9 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
     verifyCommand(),
     statsCommand(),
     diffCommand(),
+    holdCommand(),
+    releaseCommand(),
+    forgetCommand(),
     bitmapCommand(),
     keyCommand(),
     doctorCommand(),

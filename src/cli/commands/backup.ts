@@ -7,7 +7,7 @@ import { QemuSource } from "../../backup/qemu-vm.ts";
 import { nbdExports } from "../../backup/nbd-exports.ts";
 import { parseTags, sourceSettings, type SourceSettings } from "../../settings.ts";
 import { action } from "../action.ts";
-import { generationDocument } from "../documents.ts";
+import { generationDocument, NO_HOLDS } from "../documents.ts";
 import { Progress, formatSeconds, type ProgressState } from "../progress.ts";
 import { isGone, packageVersion, thisProcess } from "../process.ts";
 import { addQemuFlags, oneOf, qemuOptions, type QemuFlags } from "../qemu-flags.ts";
@@ -100,7 +100,7 @@ Examples:
           }
           const report = await runBackup(request, cli.run).finally(() => progress.end());
           const { manifest, stats, guest } = report;
-          const document = { ...generationDocument(manifest), stats, ...(guest && { guest }) };
+          const document = { ...generationDocument(manifest, NO_HOLDS), stats, ...(guest && { guest }) };
           cli.output.result(document, () => text(report, session.repository.store.location));
         });
       }),

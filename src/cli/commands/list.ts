@@ -2,6 +2,7 @@ import { Command } from "commander";
 import { formatSize } from "../../bytes/size.ts";
 import type { AppError } from "../../errors.ts";
 import { loadGenerations } from "../../repository/generations.ts";
+import { loadHolds } from "../../repository/holds.ts";
 import { action } from "../action.ts";
 import { generationDocument } from "../documents.ts";
 import { table } from "../output.ts";
@@ -23,12 +24,15 @@ export function listCommand(): Command {
         const flags = command.optsWithGlobals<Flags>();
         await withRepository(flags, cli, async (repository) => {
           let damaged: AppError | undefined;
-          const loaded = await loadGenerations(repository, flags.source, cli.run.signal, (error) => {
+          const onDamaged = (error: AppError): void => {
             damaged ??= error;
             cli.output.warn(error.message);
-          });
+          };
+          const loaded = await loadGenerations(repository, flags.source, cli.run.signal, onDamaged);
+          const holds = await loadHolds(repository, flags.source, cli.run.signal, onDamaged);
           const manifests = loaded.toSorted((a, b) => Date.parse(a.committedAt) - Date.parse(b.committedAt));
-          cli.output.result({ generations: manifests.map(generationDocument) }, () => {
+          const documents = manifests.map((manifest) => generationDocument(manifest, holds));
+          cli.output.result({ generations: documents }, () => {
             if (manifests.length === 0) return "No generations yet";
             return table(
               [
@@ -53,7 +57,7 @@ export function listCommand(): Command {
                 formatSize(manifest.disks.reduce((sum, disk) => sum + disk.size, 0)),
                 formatSize(manifest.stats.bytesRead),
                 formatSize(manifest.stats.bytesPacked),
-                manifest.reason,
+                holds.has(manifest.generation) ? `HELD ${manifest.reason}` : manifest.reason,
               ]),
             );
           });

@@ -1,6 +1,7 @@
 import { Command } from "commander";
 import { formatSize } from "../../bytes/size.ts";
 import { resolveGeneration } from "../../repository/resolve-generation.ts";
+import { loadHolds, type Hold, type Holds } from "../../repository/holds.ts";
 import type { Manifest } from "../../repository/manifest.ts";
 import { action } from "../action.ts";
 import { generationDocument } from "../documents.ts";
@@ -19,14 +20,17 @@ export function showCommand(): Command {
         await withRepository(command.optsWithGlobals<RepositoryFlags>(), cli, async (repository) => {
           const manifest = await resolveGeneration(repository, command.args[0]!, cli.run.signal);
           const { encrypted } = repository.config;
-          const document = { ...generationDocument(manifest), encrypted };
-          cli.output.result(document, () => describe(manifest, encrypted));
+          const holds = await loadHolds(repository, manifest.source, cli.run.signal, (error) =>
+            cli.output.warn(error.message),
+          );
+          const document = { ...generationDocument(manifest, holds), encrypted };
+          cli.output.result(document, () => describe(manifest, holds, encrypted));
         });
       }),
     );
 }
 
-function describe(manifest: Manifest, encrypted: boolean): string {
+function describe(manifest: Manifest, holds: Holds, encrypted: boolean): string {
   const { stats } = manifest;
   const lines = [
     ["generation", manifest.generation],
@@ -41,10 +45,16 @@ function describe(manifest: Manifest, encrypted: boolean): string {
     ["deduplicated", formatSize(stats.bytesDeduplicated)],
     ["stored", `${formatSize(stats.bytesStored)} as ${formatSize(stats.bytesPacked)}`],
     ...Object.entries(manifest.tags).map(([key, value]) => ["tag", `${key}=${value}`]),
+    ...(holds.has(manifest.generation) ? [["HELD", heldText(holds.get(manifest.generation))]] : []),
     ...manifest.disks.map((disk) => [
       "disk",
       `${disk.name}: ${formatSize(disk.size)} (${disk.size} bytes), ${disk.layers.length} layers, ${disk.kind}: ${disk.reason}`,
     ]),
   ];
   return lines.map(([name, value]) => `${name!.padEnd(13)} ${value!}`).join("\n");
+}
+
+function heldText(hold: Hold | undefined): string {
+  if (hold === undefined) return "by a record that is damaged";
+  return `since ${hold.heldAt}${hold.reason === null ? "" : `: ${hold.reason}`}`;
 }
