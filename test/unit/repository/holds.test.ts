@@ -52,7 +52,9 @@ test.each(SEALINGS)("held, held again, released ($name)", async ({ encrypted }) 
   expect(hold).toMatchObject({ source: "web", generation: web.generation, ...details });
   const again = await holdGeneration(repository, web, { ...details, reason: null }, never);
   expect(again).toEqual({ hold, before: true }); // the first one stands
-  expect(await listHeld(repository, undefined, never)).toEqual([{ source: "web", generation: web.generation }]);
+  expect(await listHeld(repository, undefined, never)).toEqual([
+    { source: "web", generation: web.generation },
+  ]);
   expect(await listHeld(repository, "db", never)).toEqual([]);
   expect(await loadHolds(repository, "web", never, unheard)).toEqual(new Map([[web.generation, hold]]));
   await releaseGeneration(repository, web, never);
@@ -96,20 +98,23 @@ test("a look that fails leaves the hold: it does no harm", async () => {
   expect(await listHeld(base, "web", never)).toHaveLength(1);
 });
 
-test.each(SEALINGS)("a hold that cannot be read, or was moved, holds all the same ($name)", async ({ encrypted }) => {
-  const repository = memoryRepository({ encrypted });
-  const [web, other] = [
-    await commitGeneration(repository, testManifest("2026-11-22T03:00:00Z"), never),
-    await commitGeneration(repository, testManifest("2026-11-23T03:00:00Z", { sequence: 2 }), never),
-  ];
-  await holdGeneration(repository, web, details, never);
-  const { store } = repository;
-  await store.put(holdKey("web", other.generation), store.bytes(holdKey("web", web.generation)), never);
-  const said: AppError[] = [];
-  const holds = await loadHolds(repository, undefined, never, (error) => void said.push(error));
-  expect([...holds.keys()].sort()).toEqual([web.generation, other.generation].sort());
-  expect(holds.get(other.generation)).toBeUndefined();
-  expect(said).toMatchObject([{ kind: "corrupt", code: encrypted ? "E_SEAL" : "E_MISPLACED" }]);
-  await releaseGeneration(repository, other, never);
-  expect(await listHeld(repository, undefined, never)).toHaveLength(1);
-});
+test.each(SEALINGS)(
+  "a hold that cannot be read, or was moved, holds all the same ($name)",
+  async ({ encrypted }) => {
+    const repository = memoryRepository({ encrypted });
+    const [web, other] = [
+      await commitGeneration(repository, testManifest("2026-11-22T03:00:00Z"), never),
+      await commitGeneration(repository, testManifest("2026-11-23T03:00:00Z", { sequence: 2 }), never),
+    ];
+    await holdGeneration(repository, web, details, never);
+    const { store } = repository;
+    await store.put(holdKey("web", other.generation), store.bytes(holdKey("web", web.generation)), never);
+    const said: AppError[] = [];
+    const holds = await loadHolds(repository, undefined, never, (error) => void said.push(error));
+    expect([...holds.keys()].sort()).toEqual([web.generation, other.generation].sort());
+    expect(holds.get(other.generation)).toBeUndefined();
+    expect(said).toMatchObject([{ kind: "corrupt", code: encrypted ? "E_SEAL" : "E_MISPLACED" }]);
+    await releaseGeneration(repository, other, never);
+    expect(await listHeld(repository, undefined, never)).toHaveLength(1);
+  },
+);
