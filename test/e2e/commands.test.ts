@@ -95,7 +95,7 @@ function timeOf({ generation }: GenerationJson): string {
 describe("documents have the fields that README.md promises", () => {
   const generationFields = [
     ...["generation", "source", "kind", "reason", "parent", "sequence", "createdAt", "consistency", "tags"],
-    ...["disks", "stats"],
+    ...["held", "disks", "stats"],
   ];
   const runFields = ["seconds", "metadataBytes", "requests", "peakRssBytes"];
 
@@ -218,7 +218,7 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _blockhaul; printf '%s\\n' "\${COMPRE
     expect(done.stderr).toBe("complete -o filenames -F _blockhaul blockhaul\n");
     return done.stdout.trim().split("\n").sort();
   };
-  expect(complete("blockhaul", "re")).toEqual(["restore"]);
+  expect(complete("blockhaul", "rest")).toEqual(["restore"]);
   const { stdout: help } = await runCli(["--help"]);
   const commands = [...help.matchAll(/^ {2}([a-z]+)(?:\|\w+)? .*$/gm)].map(([, name]) => name!);
   expect(commands.length).toBeGreaterThanOrEqual(12);
