@@ -49,6 +49,7 @@ export class FreshRepository {
   readonly env: Readonly<Record<string, string>>;
   readonly #cache: string;
   readonly #remove: () => Promise<void>;
+  readonly #init: readonly string[];
 
   /** @param remove deletes what is at `location`, if anything. */
   constructor(
@@ -56,10 +57,12 @@ export class FreshRepository {
     folder: string,
     remove: () => Promise<void>,
     env: Readonly<Record<string, string>> = {},
+    init: readonly string[] = [],
   ) {
     this.location = location;
     this.#cache = join(folder, "cache");
     this.#remove = remove;
+    this.#init = init;
     this.env = { ...env, BLOCKHAUL_REPOSITORY: location, BLOCKHAUL_CACHE_DIR: this.#cache };
   }
 
@@ -68,9 +71,18 @@ export class FreshRepository {
     return new FreshRepository(location, folder, () => rm(location, { recursive: true, force: true }));
   }
 
+  /** Costs each command the half second that a password takes. */
+  static encryptedInFolder(folder: string): FreshRepository {
+    const location = join(folder, "encrypted");
+    const remove = (): Promise<void> => rm(location, { recursive: true, force: true });
+    return new FreshRepository(location, folder, remove, { BLOCKHAUL_PASSWORD: "correct horse" }, [
+      "--encrypt",
+    ]);
+  }
+
   async start(): Promise<void> {
     await this.#remove();
     await rm(this.#cache, { recursive: true, force: true });
-    await measure(blockhaul(["init"], this.env));
+    await measure(blockhaul(["init", ...this.#init], this.env));
   }
 }

@@ -15,6 +15,7 @@ import {
   peakOf,
   ratioAtMost,
   ratioOf,
+  type Side,
 } from "./harness.ts";
 
 const RSS_BAR = 400 * MiB;
@@ -56,6 +57,31 @@ export async function fullDirectory(rounds: number): Promise<Finding[]> {
     const difference = await compareFiles(image, back);
     if (difference !== undefined) throw new Error(difference);
     return [...found, note("restored and equal, in", `${restore.seconds.toFixed(1)} s`)];
+  });
+}
+
+/** What encryption costs, the derivation of the password's key included. */
+export async function encrypted(rounds: number): Promise<Finding[]> {
+  return inFolder(async (folder) => {
+    const image = await makeMixedImage(folder);
+    const repositories = {
+      encrypted: FreshRepository.encryptedInFolder(folder),
+      plain: FreshRepository.inFolder(folder),
+    };
+    return whileExported(["-f", "raw", image], async ({ uri }) => {
+      const backUp = (repository: FreshRepository): Side => ({
+        prepare: () => repository.start(),
+        run: () => measure(blockhaul(["backup", uri, "--name", "mixed", "--json"], repository.env)),
+      });
+      const sides = await interleave(rounds, {
+        encrypted: backUp(repositories.encrypted),
+        plain: backUp(repositories.plain),
+      });
+      return [
+        ratioAtMost("full 4 GiB, encrypted / plain repository, wall", sides.encrypted, sides.plain, 1.25),
+        atMost("its peak RSS", peakOf(sides.encrypted), RSS_BAR, formatSize),
+      ];
+    });
   });
 }
 

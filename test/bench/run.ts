@@ -7,7 +7,7 @@
  * a machine that does nothing else.
  */
 import { parseArgs } from "node:util";
-import { fullDirectory, sparseMemory } from "./full-directory.ts";
+import { encrypted, fullDirectory, sparseMemory } from "./full-directory.ts";
 import { fullMinio } from "./full-minio.ts";
 import { type Finding, printFindings } from "./harness.ts";
 import { incremental, unchangedRescan } from "./incremental.ts";
@@ -15,6 +15,7 @@ import { openGeneration } from "./open-generation.ts";
 
 const BENCHES: Readonly<Record<string, (rounds: number) => Promise<Finding[]>>> = {
   "full-directory": fullDirectory,
+  encrypted,
   "sparse-memory": sparseMemory,
   "full-minio": fullMinio,
   "unchanged-rescan": unchangedRescan,

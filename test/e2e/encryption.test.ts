@@ -247,6 +247,13 @@ test("key add, list, passwd, remove", async () => {
   });
 });
 
+test("what the program starts does not inherit passwords", async () => {
+  const repository = having(await encryptedRepository(), { BLOCKHAUL_PASSWORD: PASSWORD });
+  const command = `printf '%s' "\${BLOCKHAUL_PASSWORD-none}"`;
+  await having(repository, { BLOCKHAUL_NEW_PASSWORD_COMMAND: command }).json("key", "add");
+  expect((await having(repository, { BLOCKHAUL_PASSWORD: "none" }).run("list")).code).toBe(0);
+});
+
 test("no password, no key and no content shows in outputs, lists of processes, objects or the cache", async () => {
   const place = await temporaryFolder();
   const location = join(place, "repository");

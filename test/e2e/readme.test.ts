@@ -173,6 +173,7 @@ describe("README.md, line by line", () => {
     const uri = `nbd+unix:///web?socket=${socket!}`;
     // README.md's arguments for QEMU, given to a real one
     const monitor = join(folder, "qmp.sock");
+    for (const name of ["password", "second"]) await writeFile(join(folder, name), `${name} of the test\n`);
     const given = QEMU_LINES.map((line) => line.replace("/run/web/qmp.sock", monitor));
     const guest = await bootGuest({ args: given.find((line) => line.startsWith("-qmp "))!.split(" ") });
     const mapped: readonly [RegExp, string][] = [
@@ -189,6 +190,7 @@ describe("README.md, line by line", () => {
       [/2026-11-2[12]T03:00Z/, new Date(Date.now() + 3_600_000).toISOString()],
       [/2026-11-2[12]/, "2999-12-31"],
       [/^17 3 \* \* \* /, ""],
+      [/\/etc\/blockhaul\//, `${folder}/`],
     ];
     onTestFinished(async () => {
       const serving = await readFile(pid!, "utf8").catch(() => "");

@@ -5,9 +5,12 @@ import { describeExport } from "../../nbd/exports.ts";
 import { isNbdUri, parseNbdUri } from "../../nbd/uri.ts";
 import { checkUpVm } from "../../qemu/vm-checkup.ts";
 import { checkClock } from "../../repository/clock.ts";
+import type { Repository } from "../../repository/config.ts";
+import type { Password } from "../../repository/key-slots.ts";
 import { isQmpSource, qmpPath } from "../../settings.ts";
 import { action, type CliContext } from "../action.ts";
 import { table } from "../output.ts";
+import { repositoryPassword } from "../password.ts";
 import { addScratchFlag, scratchDirectory, type ScratchFlag } from "../qemu-flags.ts";
 import { withRepository, type RepositoryFlags } from "../session.ts";
 
@@ -50,12 +53,13 @@ Examples:
         const flags = command.optsWithGlobals<Flags>();
         const source = command.args[0];
         checkFlags(source, flags);
+        const password = repositoryPassword(); // before any program is started, which would inherit it
         const findings: Finding[] = [
           { check: "node", status: "ok", detail: process.versions.node },
           await program("qemu-nbd", "restores to qcow2 need it (apt install qemu-utils)"),
         ];
         if (flags.repository !== undefined || process.env["BLOCKHAUL_REPOSITORY"] !== undefined) {
-          findings.push(await examine("repository", cli, () => lookAtRepository(flags, cli)));
+          findings.push(await examine("repository", cli, () => lookAtRepository(flags, password, cli)));
         }
         if (source !== undefined && isQmpSource(source))
           findings.push(...(await lookAtVm(source, flags, cli)));
@@ -108,14 +112,19 @@ async function lookAtVm(source: string, flags: Flags, cli: CliContext): Promise<
   ];
 }
 
-async function lookAtRepository(flags: RepositoryFlags, cli: CliContext): Promise<string> {
-  return await withRepository(flags, cli, async ({ store, config }) => {
+async function lookAtRepository(
+  flags: RepositoryFlags,
+  password: Password,
+  cli: CliContext,
+): Promise<string> {
+  const look = async ({ store, config }: Repository): Promise<string> => {
     const storeNow = await store.now(cli.run.signal);
     const offsetMs = Date.now() - storeNow.getTime();
     checkClock(storeNow, new Date());
     const sealed = config.encrypted ? "encrypted" : "not encrypted";
     return `${config.repository} in ${store.location}, format ${config.format}, ${sealed}, clocks ${Math.abs(offsetMs)} ms apart`;
-  });
+  };
+  return await withRepository(flags, cli, look, password);
 }
 
 async function lookAtExport(source: string, signal: AbortSignal): Promise<string> {
