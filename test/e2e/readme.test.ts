@@ -153,10 +153,12 @@ describe("README.md, line by line", () => {
     await rm(folder, { recursive: true, force: true });
   });
 
-  /** Runs one line in a shell; `export` lasts. @throws Error when it fails. */
+  /** Runs one line in a shell; `export` and `unset` last. @throws Error when it fails. */
   async function shell(line: string): Promise<string> {
     const [, name, value] = /^export (\w+)=(.*)$/.exec(line) ?? [];
     if (name !== undefined) env[name] = value!;
+    const [, unset] = /^unset (\w+)$/.exec(line) ?? [];
+    if (unset !== undefined) env = Object.fromEntries(Object.entries(env).filter(([key]) => key !== unset));
     const run = promisify(execFile);
     return (await run("bash", ["-c", line], { cwd: folder, env: { ...process.env, ...env } })).stdout;
   }
