@@ -3,8 +3,9 @@ import { AppError } from "../errors.ts";
 import { BITMAP_GRANULARITY } from "./fleecing.ts";
 import { surveyVm, type Vm, type VmBitmap, type VmDisk } from "./inventory.ts";
 import { findLeftovers } from "./leftovers.ts";
+import { connectMonitor } from "./monitor.ts";
 import { parseGenerationBitmap, parseNode, tokenOfBitmap } from "./names.ts";
-import { QmpClient } from "./qmp/client.ts";
+import type { QmpClient } from "./qmp/client.ts";
 import { clearLeftovers } from "./recovery.ts";
 import { selectDisks } from "./requirements.ts";
 
@@ -62,14 +63,14 @@ const OUR_PREFIX = "bk-";
  * Connects for a verb that changes something, and clears what dead runs left first, as a backup does: a bitmap must
  * not come to lie on one of their filters.
  *
- * @throws AppError as `QmpClient.connect`, `clearLeftovers` (E_VM_BUSY: a run of ours is at work) and `work`.
+ * @throws AppError as `connectMonitor`, `clearLeftovers` (E_VM_BUSY: a run of ours is at work) and `work`.
  */
 export async function withVm<T>(
   { qmp, scratchDir, warn }: VerbOptions,
   signal: AbortSignal,
   work: (client: QmpClient, vm: Vm) => Promise<T>,
 ): Promise<T> {
-  const client = await QmpClient.connect(qmp, signal);
+  const client = await connectMonitor(qmp, scratchDir, signal);
   try {
     const cleared = await clearLeftovers(client, { scratchDir }, signal);
     for (const run of cleared) warn(`Cleared what an earlier run left behind: ${run}`);
@@ -79,12 +80,12 @@ export async function withVm<T>(
   }
 }
 
-/** The disks and their bitmaps. Changes nothing. @throws AppError as `QmpClient.connect` and `surveyVm`. */
+/** The disks and their bitmaps. Changes nothing. @throws AppError as `connectMonitor` and `surveyVm`. */
 export async function listBitmaps(
   { qmp, scratchDir }: Omit<VerbOptions, "warn">,
   signal: AbortSignal,
 ): Promise<BitmapList> {
-  const client = await QmpClient.connect(qmp, signal);
+  const client = await connectMonitor(qmp, scratchDir, signal);
   try {
     const runs = await findLeftovers(client, scratchDir, signal);
     const pids = new Map(runs.map(({ token, pid }) => [token, pid]));

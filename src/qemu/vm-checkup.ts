@@ -2,7 +2,8 @@ import { AppError, hasCode } from "../errors.ts";
 import { GuestAgent } from "./guest-agent.ts";
 import { queryStatus, surveyVm, type Vm } from "./inventory.ts";
 import { describeTraces, findLeftovers, type RunTraces } from "./leftovers.ts";
-import { QmpClient } from "./qmp/client.ts";
+import { connectMonitor } from "./monitor.ts";
+import type { QmpClient } from "./qmp/client.ts";
 import { clearLeftovers } from "./recovery.ts";
 import {
   bitmapFindings,
@@ -46,7 +47,7 @@ interface Patient extends CheckupOptions {
 export async function checkUpVm(options: CheckupOptions, signal: AbortSignal): Promise<VmFinding[]> {
   let client: QmpClient;
   try {
-    client = await QmpClient.connect(options.qmp, signal);
+    client = await connectMonitor(options.qmp, options.scratchDir, signal);
   } catch (error) {
     signal.throwIfAborted();
     return [failed("monitor", error)];

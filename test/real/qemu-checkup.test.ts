@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { beforeEach, describe, expect, test } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import { generationBitmap } from "../../src/qemu/names.ts";
+import { QmpClient } from "../../src/qemu/qmp/client.ts";
 import { RunFile } from "../../src/qemu/run-file.ts";
 import { checkUpVm, type CheckupOptions } from "../../src/qemu/vm-checkup.ts";
 import type { VmFinding } from "../../src/qemu/vm-findings.ts";
@@ -235,6 +236,23 @@ describe("what is not ours", () => {
     expect(await vm.picture()).toEqual(before);
     expect(agent).toMatchObject({ frozen: true, clients: 0 });
   });
+});
+
+test("a run at work that has the monitor is told by its mark", async () => {
+  const holder = await QmpClient.connect(vm.qmp, never);
+  const foreign = await checkUp();
+  expect(foreign).toMatchObject([{ check: "monitor", status: "failed", error: { code: "E_QMP_BUSY" } }]);
+  await leaveMark();
+  await RunFile.create(vm.scratch, "fedcba987654", vm.qmp);
+  const ours = await fix();
+  expect(ours).toMatchObject([
+    {
+      check: "monitor",
+      status: "failed",
+      error: { kind: "locked", code: "E_VM_BUSY", context: { pid: process.pid } },
+    },
+  ]);
+  await holder.close();
 });
 
 describe("what is wrong", () => {
