@@ -1,3 +1,4 @@
+import { resolve } from "node:path";
 import { AppError, hasCode, messageOf } from "../errors.ts";
 import { halfThreads, type KnownGeneration } from "./bitmaps.ts";
 import { ClassicFleecing } from "./classic-fleecing.ts";
@@ -25,7 +26,7 @@ export interface QemuSourceOptions {
   /** The longest that the guest may stand frozen, in milliseconds. */
   readonly freezeBudgetMs: number;
   readonly fleecing: "auto" | "classic" | "filter";
-  /** An absolute path that QEMU has too, and may write to. */
+  /** A folder that QEMU finds under the same path, and may write to. */
   readonly scratchDir: string;
   /** Bytes that the run may take there; undefined: as much as it could ever need, if there is so much. */
   readonly scratchSizeMax?: number | undefined;
@@ -93,11 +94,12 @@ export class QemuVm {
    *   E_FREEZE_AGENT, E_QEMU_OLD (usage).
    */
   static async connect(
-    options: QemuSourceOptions,
+    source: QemuSourceOptions,
     token: string,
     signal: AbortSignal,
     purpose: "backup" | "look" = "backup",
   ): Promise<QemuVm> {
+    const options = { ...source, scratchDir: resolve(source.scratchDir) }; // QEMU works in another folder than we do
     if (options.freeze === "require" && options.agent === undefined) {
       const message =
         "The guest can only be frozen through its agent: name the socket with --guest-agent PATH";

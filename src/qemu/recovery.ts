@@ -63,6 +63,7 @@ async function clearRun(client: QmpClient, run: RunTraces, signal: AbortSignal):
     await removeNodes(client, run, signal);
     await removeTemporaryBitmaps(client, run, signal);
   } finally {
+    // whose error it was cannot be told any more; a write that fails again stops the VM again
     if ((await queryStatus(client, signal)) === "io-error") await client.execute("cont", undefined, signal);
   }
   for (const folder of run.folders) await removeFiles(run.token, folder);
