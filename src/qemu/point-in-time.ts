@@ -8,9 +8,10 @@ import { FilterFleecing } from "./filter-fleecing.ts";
 import { runDiskOf, type Fleecing, type QemuPlan, type RunDisk } from "./fleecing.ts";
 import { Guard, type GuardOptions, type Thawed } from "./guard/guard.ts";
 import { surveyVm, type Vm, type VmDisk } from "./inventory.ts";
+import { connectMonitor } from "./monitor.ts";
 import { RunNames } from "./names.ts";
 import { startNbdServer, exportDisk } from "./nbd-server.ts";
-import { QmpClient } from "./qmp/client.ts";
+import type { QmpClient } from "./qmp/client.ts";
 import { clearLeftovers, mergeHalfThreads } from "./recovery.ts";
 import { RunFile } from "./run-file.ts";
 import { makeScratch } from "./scratch.ts";
@@ -90,7 +91,7 @@ export class QemuVm {
    *
    * @param token of the run (`tokenOfRun`).
    * @param purpose "look": what dead runs left stays, and nothing else is changed.
-   * @throws AppError as `QmpClient.connect`, `clearLeftovers`, `selectDisks` and `refuseIothreads`; E_FLEECING,
+   * @throws AppError as `connectMonitor`, `clearLeftovers`, `selectDisks` and `refuseIothreads`; E_FLEECING,
    *   E_FREEZE_AGENT, E_QEMU_OLD (usage).
    */
   static async connect(
@@ -105,7 +106,7 @@ export class QemuVm {
         "The guest can only be frozen through its agent: name the socket with --guest-agent PATH";
       throw new AppError("usage", "E_FREEZE_AGENT", message);
     }
-    const client = await QmpClient.connect(options.qmp, signal);
+    const client = await connectMonitor(options.qmp, options.scratchDir, signal);
     try {
       if (purpose === "backup") {
         const cleared = await clearLeftovers(client, { scratchDir: options.scratchDir }, signal);
