@@ -1,10 +1,7 @@
 import { describe, expect, onTestFinished, test } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
-import {
-  BackedUpGuest,
-  type BackedUpGuestOptions,
-  type VmGenerationJson,
-} from "../support/guest/backed-up-guest.ts";
+import { BackedUpGuest, type BackedUpGuestOptions } from "../support/guest/backed-up-guest.ts";
+import type { VmGenerationJson } from "../support/vm-runs.ts";
 import { fsck, needsRecovery, sequence } from "../support/guest/disk.ts";
 
 const DISK = 64 * MiB;

@@ -1,7 +1,9 @@
 import { watch } from "node:fs";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
-import { BackedUpGuest, type Step, type VmGenerationJson } from "../support/guest/backed-up-guest.ts";
+import { BackedUpGuest } from "../support/guest/backed-up-guest.ts";
+import type { VmGenerationJson } from "../support/vm-runs.ts";
+import { agent, ALL_READ, monitor, type Step } from "../support/guest/steps.ts";
 
 /**
  * SIGKILL at every step of a backup of a running guest: of the program, whose guard then thaws and takes down, or of both,
@@ -46,14 +48,6 @@ beforeAll(async () => {
   newest = await tested.generation("--freeze-budget", "60");
 });
 afterAll(() => tested.close());
-
-function monitor(command: string, when: Step["when"], more: Partial<Step> = {}): Step {
-  return { via: "monitor", command, when, ...more };
-}
-
-function agent(command: string, when: Step["when"], more: Partial<Step> = {}): Step {
-  return { via: "agent", command, when, ...more };
-}
 
 /** Resolves when something has come to be in the repository. */
 function stored(file: RegExp): () => Promise<void> {
@@ -113,7 +107,7 @@ const POINTS: readonly Point[] = [
   { name: "the manifest is being stored", at: stored(/^generations\//), unsure: true, ci: ["incremental"] },
   {
     name: "the last look at the jobs, before",
-    at: monitor("query-jobs", "before", { since: "block-export-add" }),
+    at: ALL_READ,
   },
   {
     name: "the last look at the jobs, after: all is read, nothing is committed",
@@ -178,7 +172,7 @@ test.each(CASES)("$killed: $name", async ({ killed, at, committed = false, unsur
   tested.truths.clear();
   const budget = ["--freeze-budget", copied ? "60" : String(BUDGET_S)];
   const flags = killed.startsWith("full") ? ["--full", ...budget] : budget;
-  const run = await tested.backUpUntil({ at: typeof at === "function" ? at() : at, guarded }, flags);
+  const run = await tested.backUpUntil({ at: typeof at === "function" ? at() : at, guarded }, ...flags);
   expect(run.signal, run.stderr).toBe("SIGKILL");
   if (guarded) await tested.writerGoesOn(BUDGET_S * 1000 + HEARD_MS);
   const [lost] = tested.truths.keys();

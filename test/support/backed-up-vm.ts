@@ -52,7 +52,7 @@ export interface TestDisk {
 
 /** A QEMU with disks, a monitor for the run that is tested, and one for the test itself. */
 export class BackedUpVm {
-  readonly disks: readonly QemuVmDisk[];
+  disks: readonly QemuVmDisk[];
   /** Of the run; empty when none is under way. */
   readonly scratchDir: string;
   readonly warnings: string[] = [];
@@ -62,15 +62,26 @@ export class BackedUpVm {
   /** Between the run and its monitor. */
   proxy!: QmpProxy;
   readonly #args: readonly string[];
+  readonly #program: string | undefined;
 
-  private constructor(disks: readonly QemuVmDisk[], scratchDir: string, args: readonly string[]) {
+  private constructor(
+    disks: readonly QemuVmDisk[],
+    scratchDir: string,
+    args: readonly string[],
+    program?: string,
+  ) {
     this.disks = disks;
     this.scratchDir = scratchDir;
     this.#args = args;
+    this.#program = program;
   }
 
-  /** It all goes when the test ends. @param args more of QEMU's. */
-  static async start(disks: readonly TestDisk[], args: readonly string[] = []): Promise<BackedUpVm> {
+  /** It all goes when the test ends. @param args more of QEMU's. @param program another QEMU. */
+  static async start(
+    disks: readonly TestDisk[],
+    args: readonly string[] = [],
+    program?: string,
+  ): Promise<BackedUpVm> {
     const folder = await temporaryFolder();
     const made = await Promise.all(
       disks.map(async ({ node, size, format = "qcow2", create = [] }) => {
@@ -81,15 +92,16 @@ export class BackedUpVm {
     );
     const scratchDir = join(folder, "scratch");
     await mkdir(scratchDir);
-    const vm = new BackedUpVm(made, scratchDir, args);
+    const vm = new BackedUpVm(made, scratchDir, args, program);
     await vm.boot();
     return vm;
   }
 
-  /** Starts QEMU (again) with the same disks. */
+  /** Starts QEMU (again) with `disks`. */
   async boot(): Promise<void> {
     const vm = await startQemuVm({
       disks: this.disks,
+      ...(this.#program !== undefined && { program: this.#program }),
       args: (folder) => [...this.#args, "-qmp", `unix:${join(folder, "hand.sock")},server=on,wait=off`],
     });
     onTestFinished(() => vm.stop());

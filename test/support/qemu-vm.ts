@@ -24,6 +24,8 @@ export interface QemuVmOptions {
   readonly disks?: readonly QemuVmDisk[];
   /** More arguments; the folder is the VM's own. */
   readonly args?: (folder: string) => readonly string[];
+  /** In place of `QEMU`. */
+  readonly program?: string;
   /** In place of `pc`, or of `none` when there are no disks. */
   readonly machine?: string;
 }
@@ -50,8 +52,9 @@ export async function startQemuVm(options: QemuVmOptions = {}): Promise<QemuVm> 
   const qmp = join(folder, "qmp.sock");
   const disks = options.disks ?? [];
   const machine = options.machine ?? (disks.length === 0 ? "none" : "pc");
+  const program = options.program ?? QEMU;
   const child = spawn(
-    QEMU,
+    program,
     [
       ...["-machine", machine, "-accel", "tcg", "-m", "16", "-nodefaults", "-display", "none", "-S"],
       ...["-qmp", `unix:${qmp},server=on,wait=off`],
@@ -78,7 +81,7 @@ export async function startQemuVm(options: QemuVmOptions = {}): Promise<QemuVm> 
   try {
     await Promise.race([
       greets(qmp),
-      exited.then((how) => Promise.reject(new Error(`${QEMU} ended with ${how}: ${said}`))),
+      exited.then((how) => Promise.reject(new Error(`${program} ended with ${how}: ${said}`))),
     ]);
   } catch (error) {
     await stop().catch(() => undefined);

@@ -1,8 +1,8 @@
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
-import { connect, createServer, type Socket } from "node:net";
+import { connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { onTestFinished } from "vitest";
 
 export interface ProxiedCommand {
@@ -30,13 +30,12 @@ export class QmpProxy {
 
   /** Keeps QEMU's events from the clients. */
   dropEvents = false;
-  /** Safe to call twice. */
-  readonly close: () => Promise<void>;
+  readonly #server: Server;
   readonly #clients = new Set<Socket>();
 
-  private constructor(path: string, close: () => Promise<void>) {
+  private constructor(path: string, server: Server) {
     this.path = path;
-    this.close = close;
+    this.#server = server;
   }
 
   /** It goes when the test ends. */
@@ -49,23 +48,23 @@ export class QmpProxy {
   /** The caller closes it. */
   static async open(monitor: string): Promise<QmpProxy> {
     const folder = await mkdtemp(join(tmpdir(), "blockhaul-proxy-"));
-    const sockets = new Set<Socket>();
-    const server = createServer((client) => {
-      const qemu = connect(monitor);
-      for (const socket of [client, qemu]) {
-        sockets.add(socket);
-        socket.on("error", () => undefined).on("close", () => sockets.delete(socket));
-      }
-      proxy.#join(client, qemu);
-    });
-    const proxy = new QmpProxy(join(folder, "qmp.sock"), async () => {
-      sockets.forEach((socket) => socket.destroy());
-      server.close();
-      await rm(folder, { recursive: true, force: true });
-    });
+    const server = createServer((client) => proxy.#join(client, connect(monitor)));
+    const proxy = new QmpProxy(join(folder, "qmp.sock"), server);
     server.listen(proxy.path);
     await once(server, "listening");
     return proxy;
+  }
+
+  /** Nobody can connect any more, as when QEMU has ended. */
+  vanish(): void {
+    this.#server.close();
+  }
+
+  /** Safe to call twice. */
+  async close(): Promise<void> {
+    this.vanish();
+    this.hangUp();
+    await rm(dirname(this.path), { recursive: true, force: true });
   }
 
   /** Forgets what it was told to do, and what it saw. */
@@ -83,6 +82,7 @@ export class QmpProxy {
 
   #join(client: Socket, qemu: Socket): void {
     this.#clients.add(client);
+    for (const socket of [client, qemu]) socket.on("error", () => undefined);
     const waiting = new Map<unknown, { command: ProxiedCommand; verdict: Verdict }>();
     client.on("close", () => {
       this.#clients.delete(client);

@@ -1,8 +1,8 @@
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
-import { connect, createServer, type Socket } from "node:net";
+import { connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 
 const SYNC = "guest-sync-delimited";
 /** Begins a sync and its answer, and stands nowhere else. */
@@ -17,34 +17,34 @@ export class AgentProxy {
   seen: Hook = () => undefined;
   /** Told of each command that was answered, before the client gets the answer. */
   answered: Hook = () => undefined;
-  /** Safe to call twice. */
-  readonly close: () => Promise<void>;
+  readonly #server: Server;
+  readonly #clients = new Set<Socket>();
 
-  private constructor(path: string, close: () => Promise<void>) {
+  private constructor(path: string, server: Server) {
     this.path = path;
-    this.close = close;
+    this.#server = server;
   }
 
   /** The caller closes it. */
   static async open(agent: string): Promise<AgentProxy> {
     const folder = await mkdtemp(join(tmpdir(), "blockhaul-proxy-"));
-    const sockets = new Set<Socket>();
-    const server = createServer((client) => {
-      const guest = connect(agent);
-      for (const socket of [client, guest]) {
-        sockets.add(socket);
-        socket.on("error", () => undefined).on("close", () => sockets.delete(socket));
-      }
-      proxy.#join(client, guest);
-    });
-    const proxy = new AgentProxy(join(folder, "agent.sock"), async () => {
-      sockets.forEach((socket) => socket.destroy());
-      server.close();
-      await rm(folder, { recursive: true, force: true });
-    });
+    const server = createServer((client) => proxy.#join(client, connect(agent)));
+    const proxy = new AgentProxy(join(folder, "agent.sock"), server);
     server.listen(proxy.path);
     await once(server, "listening");
     return proxy;
+  }
+
+  /** Nobody can connect any more, as when QEMU has ended. */
+  vanish(): void {
+    this.#server.close();
+  }
+
+  /** Safe to call twice. */
+  async close(): Promise<void> {
+    this.vanish();
+    for (const client of this.#clients) client.destroy();
+    await rm(dirname(this.path), { recursive: true, force: true });
   }
 
   reset(): void {
@@ -54,7 +54,12 @@ export class AgentProxy {
 
   #join(client: Socket, guest: Socket): void {
     const waiting: string[] = [];
-    client.on("close", () => guest.destroy());
+    this.#clients.add(client);
+    for (const socket of [client, guest]) socket.on("error", () => undefined);
+    client.on("close", () => {
+      this.#clients.delete(client);
+      guest.destroy();
+    });
     guest.on("close", () => client.destroy());
     eachLine(client, async (line) => {
       const { execute } = JSON.parse(line.slice(line.lastIndexOf(DELIMITER) + 1)) as { execute: string };

@@ -1,31 +1,28 @@
-import { mkdir, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import type { ChildProcess } from "node:child_process";
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { surveyVm, type Vm } from "../../../src/qemu/inventory.ts";
-import { parseGenerationBitmap } from "../../../src/qemu/names.ts";
 import { QmpClient } from "../../../src/qemu/qmp/client.ts";
-import { runCli, type CliResult } from "../cli.ts";
-import type { GenerationJson } from "../exported-images.ts";
+import { guardsAmong } from "../guards.ts";
 import { compareFiles } from "../images.ts";
-import { QmpProxy, type ProxiedCommand } from "../qmp-proxy.ts";
+import { QmpProxy } from "../qmp-proxy.ts";
 import { programFor, type TestRepository } from "../repositories.ts";
+import { tracesIn } from "../traces.ts";
+import {
+  generationBegun,
+  generationOf,
+  killRun,
+  runVmBackup,
+  type VmGenerationJson,
+  type VmRun,
+} from "../vm-runs.ts";
 import { AgentProxy } from "./agent-proxy.ts";
 import { frozenCopy, makeDisk } from "./disk.ts";
-import { startGuest, type Guest, type GuestOptions } from "./guest.ts";
+import { startGuest, type Guest, type GuestOptions, type QemuExit } from "./guest.ts";
+import { Steps, type Step } from "./steps.ts";
 
 const never = new AbortController().signal;
-
-/** A step of a run, by the command that it is known by. */
-export interface Step {
-  readonly via: "monitor" | "agent";
-  readonly command: string;
-  /** Counted from this command of the same side on; from the start unless told. */
-  readonly since?: string;
-  /** So many of this command pass first; 0 unless told. */
-  readonly skip?: number;
-  /** `before`: it never reaches QEMU or the guest. `after`: it was done and answered, and the run does not know. */
-  readonly when: "before" | "after";
-}
 
 /** How a run is ended by SIGKILL. */
 export interface Kill {
@@ -33,24 +30,6 @@ export interface Kill {
   readonly at: Step | Promise<unknown>;
   /** Its guard lives on. */
   readonly guarded: boolean;
-}
-
-export interface VmGenerationJson extends GenerationJson {
-  readonly consistency: "filesystem" | "crash" | "unknown";
-  readonly disks: readonly {
-    readonly name: string;
-    readonly size: number;
-    readonly layers: number;
-    readonly kind: "full" | "incremental" | "rescan";
-    readonly reason: string;
-  }[];
-  readonly guest: { readonly frozenMs?: number; readonly takeMs: number };
-}
-
-/** What one run of the program did. */
-export interface VmRun extends CliResult {
-  /** When it exited with 0. */
-  readonly generation: VmGenerationJson | undefined;
 }
 
 export interface BackedUpGuestOptions extends Pick<GuestOptions, "qemu" | "writer" | "iothread" | "args"> {
@@ -84,11 +63,10 @@ export class BackedUpGuest {
   agent!: AgentProxy;
   readonly #options: BackedUpGuestOptions;
   #images: readonly string[] = [];
-  /** Of runs that were killed: pids. */
-  readonly #guards = new Set<number>();
-  #step:
-    { readonly step: Step; waiting: boolean; left: number; readonly act: () => Promise<void> } | undefined;
+  /** Of the last run that was killed: pids. */
+  #guards: readonly number[] = [];
   #failure: Error | undefined;
+  #ended: QemuExit | undefined;
 
   private constructor(folder: string, options: BackedUpGuestOptions) {
     this.folder = folder;
@@ -130,50 +108,51 @@ export class BackedUpGuest {
       ...(iothread !== undefined && { iothread }),
       ...(writer !== undefined && { writer }),
     });
+    const { guest } = this;
     this.hand = await QmpClient.connect(hand, never);
-    this.monitor = await QmpProxy.open(this.guest.qmp);
-    this.agent = await AgentProxy.open(this.guest.agent);
+    const monitor = (this.monitor = await QmpProxy.open(guest.qmp));
+    const agent = (this.agent = await AgentProxy.open(guest.agent));
+    this.#ended = undefined;
+    void guest.exited.then((exit) => {
+      this.#ended = exit;
+      monitor.vanish();
+      agent.vanish();
+    });
   }
 
   /** Runs a backup of the VM as "vm". Its copies of the disks are in `truths`. @param flags after those of every run. */
   async backUp(...flags: string[]): Promise<VmRun> {
-    return this.backUpUntil(undefined, flags);
+    return this.#run(new Steps(), flags);
   }
 
-  async backUpUntil(end: Kill | undefined, flags: readonly string[] = []): Promise<VmRun> {
-    this.#watchRun();
+  /** As `backUp`; the run waits at the step until `act` is done. What that throws is thrown in the end. */
+  async backUpWhile(step: Step, act: () => Promise<unknown>, ...flags: string[]): Promise<VmRun> {
+    const steps = new Steps();
+    steps.at(step, () => this.#noting(act));
+    return this.#run(steps, flags);
+  }
+
+  /** As `backUp`; the program gets SIGKILL. */
+  async backUpUntil({ at, guarded }: Kill, ...flags: string[]): Promise<VmRun> {
+    const steps = new Steps();
     let kill = (): Promise<void> => Promise.resolve();
-    if (end !== undefined && "command" in end.at) {
-      const { at } = end;
-      this.#step = { step: at, waiting: at.since !== undefined, left: at.skip ?? 0, act: () => kill() };
+    if ("command" in at) {
+      steps.at(at, async () => {
+        await kill();
+        return "dead";
+      });
     }
-    const { monitor, agent, scratch, repository } = this;
-    const where = [`qmp:${monitor.path}`, "--name", "vm", "--guest-agent", agent.path, "--scratch", scratch];
-    const result = await runCli(["backup", ...where, ...this.flags, ...flags, "--json"], {
-      env: repository.env,
-      started: (child) => {
-        const ended = new Promise((done) => child.once("exit", done));
-        kill = async () => {
-          for (const pid of await guardsOf(child.pid!)) {
-            if (end?.guarded === false) process.kill(pid, "SIGKILL");
-            this.#guards.add(pid);
-          }
-          child.kill("SIGKILL");
-          await ended;
-        };
-        if (end !== undefined && "then" in end.at) void end.at.then(() => kill());
-      },
+    return this.#run(steps, flags, (child) => {
+      kill = async () => {
+        this.#guards = await killRun(child, guarded);
+      };
+      if ("then" in at) void at.then(() => kill());
     });
-    if (this.#failure !== undefined) throw this.#failure;
-    const generation = result.code === 0 ? (JSON.parse(result.stdout) as VmGenerationJson) : undefined;
-    return { ...result, generation };
   }
 
   /** As `backUp`. @throws Error unless it exits with 0. */
   async generation(...flags: string[]): Promise<VmGenerationJson> {
-    const { code, stderr, generation } = await this.backUp(...flags);
-    if (generation === undefined) throw new Error(`backup exited with ${code}: ${stderr}`);
-    return generation;
+    return generationOf(await this.backUp(...flags));
   }
 
   /** Restores all disks. @returns their files, and what differs from the copies of the generation's instant. */
@@ -203,33 +182,14 @@ export class BackedUpGuest {
     return Object.fromEntries(disks.map((disk) => [disk.name, disk.bitmaps.map(({ name }) => name)]));
   }
 
-  /** What a run could leave behind and has; generations' bitmaps left out. No run may be under way. */
-  async leftovers(): Promise<string[]> {
-    const { status, disks, jobs, exports, nodes } = await this.survey();
-    const server = await this.hand.execute("nbd-server-stop", undefined, never).then(
-      () => ["an NBD server"],
-      () => [],
-    );
-    return [
-      ...(status === "running" ? [] : [`the VM is ${status}`]),
-      ...jobs.map(({ id }) => `job ${id}`),
-      ...exports.map(({ id }) => `export ${id}`),
-      ...disks.filter(({ node }) => !node.startsWith("drive")).map(({ node }) => `filter ${node}`),
-      ...nodes.filter(({ name }) => name.startsWith("bk-")).map(({ name }) => `node ${name}`),
-      ...nodes
-        .flatMap(({ bitmaps }) => bitmaps)
-        .filter(({ name }) => name.startsWith("bk-") && parseGenerationBitmap(name) === undefined)
-        .map(({ name }) => `bitmap ${name}`),
-      ...server,
-      ...(await readdir(this.scratch)).map((name) => `file ${name}`),
-    ];
+  /** As `tracesIn`. */
+  leftovers(): Promise<string[]> {
+    return tracesIn(this.hand, this.scratch);
   }
 
-  /** Pids of guards that outlived their runs and are still there. */
-  async guards(): Promise<number[]> {
-    const there: number[] = [];
-    for (const pid of this.#guards) if ((await commandLineOf(pid)) !== "") there.push(pid);
-    return there;
+  /** Pid of the guard of the last run that was killed, while it is there. */
+  guards(): Promise<number[]> {
+    return guardsAmong(this.#guards);
   }
 
   /** Resolves when the guest's writer has made two more rounds: one may have been under way. */
@@ -251,23 +211,38 @@ export class BackedUpGuest {
     await (this.guest as Guest | undefined)?.close();
   }
 
-  #watchRun(): void {
+  async #run(
+    steps: Steps,
+    flags: readonly string[],
+    started?: (child: ChildProcess) => void,
+  ): Promise<VmRun> {
+    this.#watch(steps);
+    const { monitor, agent, scratch, repository } = this;
+    const where = [`qmp:${monitor.path}`, "--name", "vm", "--guest-agent", agent.path, "--scratch", scratch];
+    const args = [...where, ...this.flags, ...flags];
+    const run = await runVmBackup(repository, args, started === undefined ? {} : { started });
+    if (this.#failure !== undefined) throw this.#failure;
+    const ended = this.#ended === undefined ? "" : `QEMU has ended: ${JSON.stringify(this.#ended)}`;
+    return { ...run, stderr: run.stderr + ended };
+  }
+
+  #watch(steps: Steps): void {
     this.#failure = undefined;
-    this.#step = undefined;
     this.monitor.reset();
     this.agent.reset();
     this.monitor.decide = async (command) => {
-      if (this.truth === "stopped" && generationOf(command) !== undefined)
+      if (await steps.passed("monitor", command.execute, "before")) return "refuse";
+      if (this.truth === "stopped" && generationBegun(command) !== undefined)
         await this.#noting(() => this.hand.execute("stop", undefined, never));
-      return (await this.#passed("monitor", command.execute, "before")) ? "refuse" : "pass";
+      return "pass";
     };
     this.monitor.answered = async (command) => {
-      const generation = generationOf(command);
+      const generation = generationBegun(command);
       if (generation !== undefined) await this.#noting(() => this.#copy(generation));
-      await this.#passed("monitor", command.execute, "after");
+      await steps.passed("monitor", command.execute, "after");
     };
-    this.agent.seen = (command) => this.#passed("agent", command, "before");
-    this.agent.answered = (command) => this.#passed("agent", command, "after");
+    this.agent.seen = (command) => steps.passed("agent", command, "before");
+    this.agent.answered = (command) => steps.passed("agent", command, "after");
   }
 
   async #copy(generation: string): Promise<void> {
@@ -279,20 +254,6 @@ export class BackedUpGuest {
     if (this.truth === "stopped") await this.hand.execute("cont", undefined, never);
   }
 
-  /** @returns whether the run was ended at this step. */
-  async #passed(via: Step["via"], command: string, when: Step["when"]): Promise<boolean> {
-    const wanted = this.#step;
-    if (wanted === undefined) return false;
-    const { step, act } = wanted;
-    if (step.via !== via) return false;
-    if (command === step.since) wanted.waiting = false;
-    if (wanted.waiting || step.command !== command || step.when !== when) return false;
-    if (wanted.left-- > 0) return false;
-    this.#step = undefined;
-    await act();
-    return true;
-  }
-
   /** A proxy has nobody to tell: the run's end does. */
   async #noting(work: () => Promise<unknown>): Promise<void> {
     try {
@@ -301,25 +262,4 @@ export class BackedUpGuest {
       this.#failure ??= error as Error;
     }
   }
-}
-
-/** Of a transaction that begins a generation's bitmaps: that is the instant. */
-function generationOf({ execute, arguments: given }: ProxiedCommand): string | undefined {
-  if (execute !== "transaction") return undefined;
-  const actions = given!["actions"] as { type: string; data: { name?: string } }[];
-  const names = actions.filter(({ type }) => type === "block-dirty-bitmap-add").map(({ data }) => data.name!);
-  return names.map((name) => parseGenerationBitmap(name)?.generation).find((id) => id !== undefined);
-}
-
-/** Pids of a run's guard, of which there is one or none. */
-async function guardsOf(pid: number): Promise<number[]> {
-  const children = await readFile(`/proc/${pid}/task/${pid}/children`, "utf8").catch(() => "");
-  const pids = children.split(" ").filter(Boolean).map(Number);
-  const lines = await Promise.all(pids.map((child) => commandLineOf(child)));
-  return pids.filter((_, index) => lines[index]!.includes("/guard/process"));
-}
-
-/** Empty when there is no such process. */
-async function commandLineOf(pid: number): Promise<string> {
-  return await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
 }

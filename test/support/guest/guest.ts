@@ -8,6 +8,8 @@ import { GuestConsole } from "./console.ts";
 import { makeDisk } from "./disk.ts";
 
 const CACHE = resolve(import.meta.dirname, "../../../.cache");
+/** The newer QEMU that test/support/install.sh fetches. */
+export const QEMU_10 = join(CACHE, "bin/qemu-system-x86_64-10");
 /** Three seconds on an idle machine; all of this when other tests keep its cores busy. */
 const BOOT_MS = 45_000;
 const POWER_OFF_MS = 20_000;
@@ -99,7 +101,7 @@ function newDisks(folder: string, options: GuestOptions): Promise<string[]> {
 }
 
 async function launch(folder: string, options: GuestOptions, disks: readonly string[]): Promise<Guest> {
-  const program = options.qemu === "10" ? join(CACHE, "bin/qemu-system-x86_64-10") : "qemu-system-x86_64";
+  const program = options.qemu === "10" ? QEMU_10 : "qemu-system-x86_64";
   const child = spawn(program, commandLine(folder, options, disks), { stdio: ["ignore", "pipe", "pipe"] });
   const endWithUs = (): void => void child.kill("SIGKILL");
   process.once("exit", endWithUs);
