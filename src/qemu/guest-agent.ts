@@ -67,9 +67,7 @@ export class GuestAgent {
 
   /** @throws AppError E_AGENT_COMMAND, E_AGENT_SILENT, E_AGENT_GONE, E_AGENT_PROTOCOL (source); the signal's reason. */
   async status(signal: AbortSignal): Promise<"frozen" | "thawed"> {
-    const answer = await this.#channel.turn(signal, () => this.#command(STATUS, signal));
-    if (answer === "frozen" || answer === "thawed") return answer;
-    throw this.#unexpected(STATUS, answer);
+    return this.#channel.turn(signal, () => this.#status(signal));
   }
 
   /**
@@ -105,16 +103,38 @@ export class GuestAgent {
   /**
    * Thaws all file systems, whoever froze them.
    *
-   * @returns the number of those thawed; 0 when none was frozen, which is no error.
+   * @returns the number of those thawed; 0 when none was frozen, or when a hook of the guest failed after it, which is
+   *   no error.
    * @throws AppError as `status`.
    */
   async thaw(signal: AbortSignal): Promise<number> {
-    return this.#count(THAW, await this.#channel.turn(signal, () => this.#command(THAW, signal)));
+    return this.#channel.turn(signal, () => this.#thawed(() => this.#command(THAW, signal), signal));
   }
 
   /** Whoever still waits is told that the connection was closed. Safe to call twice. */
   close(): Promise<void> {
     return this.#channel.close();
+  }
+
+  /** Whoever has the turn. @throws as `status`. */
+  async #status(signal: AbortSignal): Promise<"frozen" | "thawed"> {
+    const answer = await this.#command(STATUS, signal);
+    if (answer === "frozen" || answer === "thawed") return answer;
+    throw this.#unexpected(STATUS, answer);
+  }
+
+  /**
+   * The agent thaws and then runs the guest's hook: when that fails, its answer is as if the thaw had.
+   *
+   * @param answer to a thaw.
+   */
+  async #thawed(answer: () => Promise<unknown>, signal: AbortSignal): Promise<number> {
+    try {
+      return this.#count(THAW, await answer());
+    } catch (error) {
+      if (!hasCode(error, "E_AGENT_COMMAND") || (await this.#status(signal)) !== "thawed") throw error;
+      return 0;
+    }
   }
 
   async #command(command: string, signal: AbortSignal): Promise<unknown> {
@@ -148,7 +168,7 @@ export class GuestAgent {
     try {
       await within(this.path, syncMs + commandMs, undefined, async (late) => {
         await this.#channel.syncAnswer(id, late);
-        this.#count(THAW, await this.#channel.answer(THAW, late));
+        await this.#thawed(() => this.#channel.answer(THAW, late), late);
       });
     } catch (error) {
       const message = `A freeze failed and was not taken back: the guest may be frozen; ${messageOf(error)}`;

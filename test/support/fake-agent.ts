@@ -20,6 +20,8 @@ export class FakeAgent {
   frozen = false;
   /** What the next freeze answers in place of freezing: as a failing hook does. */
   freezeError: string | undefined;
+  /** What each thaw answers, after it: as a hook that fails then does. */
+  thawError: string | undefined;
   /** What the next command answers, as it is; after doing it. */
   answerInstead: string | undefined;
   /** How the connection ends instead of this command's answer. */
@@ -190,7 +192,7 @@ export class FakeAgent {
       case "guest-fsfreeze-thaw": {
         const thawed = this.frozen ? FILE_SYSTEMS : 0;
         this.frozen = false;
-        return { return: thawed };
+        return this.thawError === undefined ? { return: thawed } : refuse("GenericError", this.thawError);
       }
       default:
         return refuse("CommandNotFound", `The command ${command} has not been found`);

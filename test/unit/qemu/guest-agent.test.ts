@@ -123,6 +123,18 @@ describe("freeze and thaw", () => {
     expect(await agent.freeze(never)).toBe(2);
   });
 
+  test("a hook that fails whenever it is asked: thawed is thawed", async () => {
+    const fake = await FakeAgent.start();
+    const agent = await GuestAgent.connect(fake.path, never);
+    fake.thawError = "fsfreeze hook has failed with status 1";
+    expect(await agent.freeze(never)).toBe(2);
+    expect(await agent.thaw(never)).toBe(0);
+    fake.freezeError = "fsfreeze hook has failed with status 2";
+    const error = await failure(agent.freeze(never));
+    expect(error).toMatchObject({ code: "E_FREEZE", message: expect.stringContaining("status 2") as string });
+    expect(fake.executed.slice(-2)).toEqual([THAW, "guest-fsfreeze-status"]);
+  });
+
   test("a guest that is frozen already refuses, and is thawed", async () => {
     const fake = await FakeAgent.start();
     fake.frozen = true;
