@@ -144,7 +144,7 @@ describe("on the command line", () => {
     expect((await repository.run("show", first!)).stdout).toMatch(/^HELD +since 20.*: for the audit$/m);
     const { generations } = await repository.json<Listed>("list");
     expect(generations.map((one) => one.held?.reason)).toEqual(["for the audit", undefined]);
-    expect(await repository.json("show", first!)).toEqual(generations[0]);
+    expect(await repository.json("show", first!)).toEqual({ ...generations[0], encrypted: false });
     const none = await repository.run("release", second!);
     expect(none).toMatchObject({ code: 10, stdout: "" });
     expect(none.stderr).toContain("is not held");
