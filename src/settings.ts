@@ -126,7 +126,12 @@ export function sourceSettings(
   nameFlag: string | undefined,
 ): SourceSettings {
   if (source !== undefined && isQmpSource(source)) {
-    return { kind: "qmp", name: checkName(nameFlag ?? ""), qmp: qmpPath(source), disks: diskFlags };
+    return {
+      kind: "qmp",
+      name: checkName(nameFlag ?? "", "a VM has none of its own"),
+      qmp: qmpPath(source),
+      disks: diskFlags,
+    };
   }
   if ((source === undefined) === (diskFlags.length === 0)) {
     throw new AppError(
@@ -139,7 +144,7 @@ export function sourceSettings(
   const twice = disks.find((disk, index) => disks.findIndex((other) => other.name === disk.name) !== index);
   if (twice !== undefined) throw new AppError("usage", "E_DISK_TWICE", `Disk ${twice.name} is given twice`);
   const exportName = disks.length === 1 ? disks[0]!.address.exportName : "";
-  return { kind: "nbd", name: checkName(nameFlag ?? exportName), disks };
+  return { kind: "nbd", name: checkName(nameFlag ?? exportName, "the export has no name"), disks };
 }
 
 /** True for what is meant as the monitor of a running QEMU. */
@@ -154,10 +159,10 @@ export function qmpPath(source: string): string {
   throw new AppError("usage", "E_SOURCE", `Not a QEMU monitor: "${source}"; write qmp:/path/to/qmp.sock`);
 }
 
-function checkName(name: string): string {
+/** @param whyNone why there is none without --name. */
+function checkName(name: string, whyNone: string): string {
   if (NAME.test(name)) return name;
-  const hint =
-    name === "" ? "there is none to take over" : `"${name}" has other characters than A-Z a-z 0-9 . _ -`;
+  const hint = name === "" ? whyNone : `"${name}" has other characters than A-Z a-z 0-9 . _ -`;
   throw new AppError("usage", "E_NO_SOURCE_NAME", `Give the backup a name with --name NAME: ${hint}`);
 }
 

@@ -93,7 +93,8 @@ async function filesOf(folder: string): Promise<Map<string, number>> {
   const entries = await readdir(folder, { recursive: true, withFileTypes: true }).catch(() => []);
   for (const entry of entries.filter((one) => one.isFile())) {
     const path = join(entry.parentPath, entry.name);
-    files.set(path.slice(folder.length + 1), (await stat(path)).size);
+    const found = await stat(path).catch(() => undefined); // a backup that runs may have just published it
+    if (found !== undefined) files.set(path.slice(folder.length + 1), found.size);
   }
   return files;
 }

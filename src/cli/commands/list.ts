@@ -32,6 +32,7 @@ export function listCommand(): Command {
           const holds = await loadHolds(repository, flags.source, cli.run.signal, onDamaged);
           const manifests = loaded.toSorted((a, b) => Date.parse(a.committedAt) - Date.parse(b.committedAt));
           const documents = manifests.map((manifest) => generationDocument(manifest, holds));
+          if (damaged !== undefined && manifests.length === 0) throw damaged;
           cli.output.result({ generations: documents }, () => {
             if (manifests.length === 0) return "No generations yet";
             return table(
