@@ -8,6 +8,7 @@
  */
 import { parseArgs } from "node:util";
 import { encrypted, fullDirectory, sparseMemory } from "./full-directory.ts";
+import { freeze } from "./freeze.ts";
 import { fullMinio } from "./full-minio.ts";
 import { type Finding, printFindings } from "./harness.ts";
 import { incremental, unchangedRescan } from "./incremental.ts";
@@ -21,6 +22,7 @@ const BENCHES: Readonly<Record<string, (rounds: number) => Promise<Finding[]>>> 
   "unchanged-rescan": unchangedRescan,
   incremental,
   "open-generation": openGeneration,
+  freeze,
 };
 
 const { values, positionals } = parseArgs({
