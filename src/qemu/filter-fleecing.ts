@@ -39,8 +39,14 @@ export class FilterFleecing implements Fleecing {
     this.#mark = mark;
   }
 
-  /** @throws AppError E_FLEECING (usage) where it is not sound. */
-  static check(vm: Pick<Vm, "version" | "iothreads">, schema: QmpSchema): void {
+  /**
+   * QEMU 7.2 was tried, and is wrong: a read that begins in what the guest has overwritten since and ends behind it gives
+   * the new data, without an error (fixed by a4d5224c, of 8.0); and beside iothreads it dies. The oldest that was tried
+   * and is right is 10.0.
+   *
+   * @throws AppError E_FLEECING (usage) where it is not sound.
+   */
+  static check({ version: { major, minor } }: Pick<Vm, "version">, schema: QmpSchema): void {
     const refuse = (why: string): never => {
       throw new AppError(
         "usage",
@@ -48,14 +54,13 @@ export class FilterFleecing implements Fleecing {
         `Filter fleecing does not work here: ${why}; use --fleecing classic`,
       );
     };
-    const { major, minor } = vm.version;
+    if (major < 10) {
+      refuse(`QEMU ${major}.${minor} may give what the guest wrote since for what was before; 10.0 is right`);
+    }
     const can =
       schema.hasArgument("blockdev-add", ["driver=copy-before-write", "on-cbw-error"]) &&
       schema.hasArgument("blockdev-add", ["driver=snapshot-access"]);
-    if (!can) refuse(`QEMU ${major}.${minor} has no snapshot-access, which came with 7.1`);
-    // found by running it: QEMU 7.2 dies of snapshot-access beside iothreads, 10.0 does not
-    if (vm.iothreads && major < 10)
-      refuse(`the VM has iothreads and its QEMU ${major}.${minor} is older than 10.0`);
+    if (!can) refuse(`this QEMU ${major}.${minor} was built without copy-before-write or snapshot-access`);
   }
 
   async attach(scratch: readonly Scratch[], signal: AbortSignal): Promise<void> {

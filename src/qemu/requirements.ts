@@ -42,7 +42,7 @@ export function refuseIothreads({
 
 /** @throws AppError E_QEMU_OLD, E_FLEECING (usage). */
 export function requireQemu(
-  vm: Pick<Vm, "version" | "iothreads">,
+  vm: Pick<Vm, "version">,
   schema: QmpSchema,
   fleecing: "auto" | "classic" | "filter",
 ): void {

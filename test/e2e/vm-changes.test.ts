@@ -3,8 +3,8 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, test, vi } from "vitest";
 import { KiB, MiB } from "../../src/bytes/size.ts";
-import { QEMU_10 } from "../support/guest/guest.ts";
 import { ModelledVm } from "../support/modelled-vm.ts";
+import { QEMU_10 } from "../support/qemu-vm.ts";
 import { directoryRepository, type TestRepository } from "../support/repositories.ts";
 import type { VmGenerationJson, VmRun } from "../support/vm-runs.ts";
 
@@ -107,22 +107,20 @@ test("an internal snapshot between backups: incremental", async () => {
 
 test("an external snapshot: the disk is rescanned and the reason says so; the other stays incremental", async () => {
   const { vm, repository } = await backedUp();
-  const path = join(vm.vm.scratchDir, "..", "overlay.qcow2");
-  const base = vm.vm.disks[0]!.path;
-  await run("qemu-img", ["create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", path]);
-  const overlay = {
-    "node-name": "over",
-    driver: "qcow2",
-    file: { driver: "file", filename: path },
-    backing: null,
-  };
-  await vm.vm.hand.execute("blockdev-add", overlay, never);
-  await vm.vm.hand.execute("blockdev-snapshot", { node: "drive0", overlay: "over" }, never);
+  await vm.snapshot("drive0");
   const generation = await next(vm, repository);
   expectKinds(generation, "rescan", "incremental");
   expect(generation.reason).toContain(
     "dev-drive0: its bitmap is on an image below: a snapshot was made over it",
   );
+  await expectIncremental(vm, repository);
+});
+
+test("a snapshot that is written back: the disk has the bitmap that it had, and what was written back is in it", async () => {
+  const { vm, repository } = await backedUp();
+  await vm.snapshot("drive0");
+  await vm.write("drive0", 9 * MiB, MiB, 8);
+  await vm.commitSnapshot("drive0");
   await expectIncremental(vm, repository);
 });
 

@@ -11,6 +11,7 @@ import {
   REPOSITORY,
   type OpenRun,
   type TestDisk,
+  qemuFor,
 } from "../support/backed-up-vm.ts";
 import { FakeAgent } from "../support/fake-agent.ts";
 import { failure } from "../support/outcomes.ts";
@@ -25,8 +26,11 @@ const DISKS: readonly TestDisk[] = [
 ];
 const FREEZE = "guest-fsfreeze-freeze";
 
-async function withAgent(): Promise<{ tested: BackedUpVm; agent: FakeAgent }> {
-  const [tested, agent] = [await BackedUpVm.start(DISKS), await FakeAgent.start()];
+async function withAgent(
+  fleecing: "classic" | "filter" = "classic",
+): Promise<{ tested: BackedUpVm; agent: FakeAgent }> {
+  const tested = await BackedUpVm.start(DISKS, [], qemuFor(fleecing));
+  const agent = await FakeAgent.start();
   await tested.hand.execute("cont", undefined, never);
   return { tested, agent };
 }
@@ -37,7 +41,7 @@ function open(tested: BackedUpVm, agent: FakeAgent, more: Partial<QemuSourceOpti
 
 describe.each(["classic", "filter"] as const)("%s fleecing", (fleecing) => {
   test("the guest stands frozen around the instant, and never while anything is exported", async () => {
-    const { tested, agent } = await withAgent();
+    const { tested, agent } = await withAgent(fleecing);
     const frozenAt = new Map<string, boolean>();
     tested.proxy.decide = ({ execute }) => {
       frozenAt.set(execute, agent.frozen || frozenAt.get(execute) === true);
@@ -59,7 +63,7 @@ describe.each(["classic", "filter"] as const)("%s fleecing", (fleecing) => {
   });
 
   test("whatever step fails, the guest is thawed, and before anything else is done", async () => {
-    const { tested, agent } = await withAgent();
+    const { tested, agent } = await withAgent(fleecing);
     const before = await tested.picture();
     const run = await open(tested, agent, { fleecing });
     const commands = tested.proxy.commands.map(({ execute }) => execute);
@@ -144,7 +148,7 @@ describe("the budget runs out before the instant", () => {
 test.each(["classic", "filter"] as const)(
   "killed while the guest stands frozen: thawed, and the VM runs (%s)",
   async (fleecing) => {
-    const { tested, agent } = await withAgent();
+    const { tested, agent } = await withAgent(fleecing);
     const order: RunOrder = {
       options: tested.options({ agent: agent.path, fleecing }),
       repository: REPOSITORY,

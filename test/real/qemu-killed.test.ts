@@ -17,6 +17,7 @@ import {
   openRun,
   REPOSITORY,
   type TestDisk,
+  qemuFor,
 } from "../support/backed-up-vm.ts";
 import { failure } from "../support/outcomes.ts";
 import type { RunOrder } from "../support/qemu-run.ts";
@@ -65,8 +66,8 @@ async function kill(child: ChildProcess): Promise<void> {
   await ended;
 }
 
-async function runningVm(): Promise<BackedUpVm> {
-  const tested = await BackedUpVm.start(DISKS);
+async function runningVm(fleecing: "classic" | "filter" = "classic"): Promise<BackedUpVm> {
+  const tested = await BackedUpVm.start(DISKS, [], qemuFor(fleecing));
   await tested.hand.execute("cont", undefined, never);
   await commit(await openRun(tested, 1));
   return tested;
@@ -93,7 +94,7 @@ describe.each(["classic", "filter"] as const)("%s fleecing", (fleecing) => {
     "killed after any step: the next run finds all of it and loses nothing",
     { timeout: 300_000 },
     async () => {
-      const tested = await runningVm();
+      const tested = await runningVm(fleecing);
       const { names, committed } = await stepsOf(tested, fleecing);
       expect(names.length).toBeGreaterThanOrEqual(20);
       const before = (await tested.survey()).nodes.map(({ name }) => name).sort();
@@ -139,7 +140,7 @@ describe.each(["classic", "filter"] as const)("%s fleecing", (fleecing) => {
   );
 
   test("killed after any step of clearing up: once more clears the rest", { timeout: 300_000 }, async () => {
-    const tested = await runningVm();
+    const tested = await runningVm(fleecing);
     const before = await tested.picture();
     const listed = [known(1, DISKS)];
     for (let step = 0; ; step++) {
@@ -242,7 +243,7 @@ test("the files of a run on another VM that shares the folder are left alone", a
 test.each(["classic", "filter"] as const)(
   "the guard clears up when its run is killed: %s",
   async (fleecing) => {
-    const tested = await runningVm();
+    const tested = await runningVm(fleecing);
     const before = await tested.picture();
     const child = start(tested, 2, [known(1, DISKS)], { fleecing }, true);
     await once(child, "message");

@@ -14,6 +14,7 @@ import {
   readExport,
   type OpenRun,
   type TestDisk,
+  qemuFor,
 } from "../support/backed-up-vm.ts";
 import { failure } from "../support/outcomes.ts";
 
@@ -29,8 +30,8 @@ const LISTED = [known(1, DISKS)];
 const TOKEN = generation(2).slice(-12);
 const LOST = { kind: "source", code: "E_POINT_IN_TIME_LOST" };
 
-async function withParent(): Promise<BackedUpVm> {
-  const tested = await BackedUpVm.start(DISKS);
+async function withParent(fleecing: "classic" | "filter" = "classic"): Promise<BackedUpVm> {
+  const tested = await BackedUpVm.start(DISKS, [], qemuFor(fleecing));
   await commit(await openRun(tested, 1));
   return tested;
 }
@@ -82,7 +83,7 @@ describe("the point in time is lost", () => {
   });
 
   test("when a filter is taken out", async () => {
-    const tested = await withParent();
+    const tested = await withParent("filter");
     const before = await tested.picture();
     const run = await openRun(tested, 2, LISTED, { fleecing: "filter" });
     const path = "/machine/peripheral/dev-drive0/virtio-backend";

@@ -10,6 +10,7 @@ import {
   openRun,
   expectShows,
   type TestDisk,
+  qemuFor,
 } from "../support/backed-up-vm.ts";
 
 const never = new AbortController().signal;
@@ -22,7 +23,7 @@ const TWO: readonly TestDisk[] = [
 
 describe.each(["classic", "filter"] as const)("%s fleecing", (fleecing) => {
   test("shows every disk as it was at the instant, and records from then on", async () => {
-    const tested = await BackedUpVm.start(TWO);
+    const tested = await BackedUpVm.start(TWO, [], qemuFor(fleecing));
     await tested.write("drive0", 0, MiB, 0x11);
     await tested.write("drive1", 64 * KiB, 64 * KiB, 0x12);
     const before = await tested.picture();
@@ -57,7 +58,7 @@ describe.each(["classic", "filter"] as const)("%s fleecing", (fleecing) => {
   });
 
   test("an incremental shows what changed since its parent; both bitmaps go on until its end", async () => {
-    const tested = await BackedUpVm.start(TWO);
+    const tested = await BackedUpVm.start(TWO, [], qemuFor(fleecing));
     await commit(await openRun(tested, 1, [], { fleecing }));
     await tested.write("drive0", MiB, 64 * KiB, 0x31);
     const run = await openRun(tested, 2, [known(1, TWO)], { fleecing });
@@ -86,7 +87,7 @@ describe.each(["classic", "filter"] as const)("%s fleecing", (fleecing) => {
   });
 
   test("after a failure the parent's bitmap knows everything, and nothing else is left", async () => {
-    const tested = await BackedUpVm.start(TWO);
+    const tested = await BackedUpVm.start(TWO, [], qemuFor(fleecing));
     await commit(await openRun(tested, 1, [], { fleecing }));
     const before = await tested.picture();
     await tested.write("drive0", 0, 64 * KiB, 1);
@@ -108,7 +109,7 @@ describe.each(["classic", "filter"] as const)("%s fleecing", (fleecing) => {
   });
 
   test("when nobody knows how it ended, both bitmaps stay, and either can be stood on", async () => {
-    const tested = await BackedUpVm.start(TWO);
+    const tested = await BackedUpVm.start(TWO, [], qemuFor(fleecing));
     await commit(await openRun(tested, 1, [], { fleecing }));
     await tested.write("drive0", 0, 64 * KiB, 1);
     const doubtful = await openRun(tested, 2, [known(1, TWO)], { fleecing });
@@ -135,7 +136,7 @@ describe.each(["classic", "filter"] as const)("%s fleecing", (fleecing) => {
       { node: "drive0", size: 8 * MiB, format: "raw" },
       { node: "drive1", size: 8 * MiB, create: ["-o", "compat=0.10"] },
     ];
-    const tested = await BackedUpVm.start(disks);
+    const tested = await BackedUpVm.start(disks, [], qemuFor(fleecing));
     await commit(await openRun(tested, 1, [], { fleecing }));
     await tested.write("drive0", 0, 64 * KiB, 1);
     const run = await openRun(tested, 2, [known(1, disks)], { fleecing });
@@ -184,7 +185,7 @@ describe("the order of the steps", () => {
   test.each(["classic", "filter"] as const)(
     "taking down: exports, then what they read from, then bitmaps (%s)",
     async (fleecing) => {
-      const tested = await BackedUpVm.start([TWO[0]!]);
+      const tested = await BackedUpVm.start([TWO[0]!], [], qemuFor(fleecing));
       await commit(await openRun(tested, 1, [], { fleecing }));
       const run = await openRun(tested, 2, [known(1, [TWO[0]!])], { fleecing });
       tested.proxy.reset();

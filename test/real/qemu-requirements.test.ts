@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { BackedUpVm, commit, openRun } from "../support/backed-up-vm.ts";
+import { QEMU_10 } from "../support/qemu-vm.ts";
 import { failure } from "../support/outcomes.ts";
 
 const MiB = 1024 * 1024;
@@ -21,6 +22,18 @@ describe("what is refused before anything is done", () => {
       kind: "usage",
       code: "E_IOTHREAD",
       message: expect.stringMatching(/may abort.*9\.0/) as string,
+    });
+    expect(await tested.picture()).toEqual(before);
+  });
+
+  test("filter fleecing on a QEMU that would give newer data", async () => {
+    const tested = await BackedUpVm.start(DISKS);
+    if ((await tested.survey()).version.major >= 10) return; // all of it is tested with one
+    const before = await tested.picture();
+    expect(await failure(openRun(tested, 1, [], { fleecing: "filter" }))).toMatchObject({
+      kind: "usage",
+      code: "E_FLEECING",
+      message: expect.stringMatching(/7\.2.*10\.0.*--fleecing classic/) as string,
     });
     expect(await tested.picture()).toEqual(before);
   });
@@ -81,6 +94,7 @@ test("drives of every kind have a name, and can be fleeced both ways", async () 
       ],
       ...["-device", "scsi-cd,id=cd0"],
     ],
+    QEMU_10,
   );
   const names = ["ide0-hd0", "n1", "ro0", "sd0", "virtio0"];
   expect((await tested.survey()).disks.map(({ name }) => name).sort()).toEqual(names);

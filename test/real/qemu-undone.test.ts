@@ -7,6 +7,7 @@ import {
   known,
   openRun,
   type TestDisk,
+  qemuFor,
 } from "../support/backed-up-vm.ts";
 import { failure } from "../support/outcomes.ts";
 import type { Verdict } from "../support/qmp-proxy.ts";
@@ -24,8 +25,8 @@ const DISKS: readonly TestDisk[] = [
 ];
 const LISTED = [known(1, DISKS)];
 
-async function runningVm(): Promise<BackedUpVm> {
-  const tested = await BackedUpVm.start(DISKS);
+async function runningVm(fleecing: "classic" | "filter"): Promise<BackedUpVm> {
+  const tested = await BackedUpVm.start(DISKS, [], qemuFor(fleecing));
   await tested.hand.execute("cont", undefined, never);
   await commit(await openRun(tested, 1));
   return tested;
@@ -56,7 +57,7 @@ describe.each(["classic", "filter"] as const)("%s fleecing", (fleecing) => {
   test.each(["refused", "the connection lost", "interrupted"] as const)(
     "any command %s: everything is as it was",
     async (how) => {
-      const tested = await runningVm();
+      const tested = await runningVm(fleecing);
       const before = await tested.picture();
       const commands = await commandsOf(tested);
       expect(await tested.picture()).toEqual(before);

@@ -20,7 +20,13 @@ import { QmpClient } from "../../src/qemu/qmp/client.ts";
 import { temporaryFolder } from "./folder.ts";
 import { all } from "./outcomes.ts";
 import { QmpProxy } from "./qmp-proxy.ts";
-import { startQemuVm, writeAsGuest, type QemuVm as QemuProcess, type QemuVmDisk } from "./qemu-vm.ts";
+import {
+  QEMU_10,
+  startQemuVm,
+  writeAsGuest,
+  type QemuVm as QemuProcess,
+  type QemuVmDisk,
+} from "./qemu-vm.ts";
 
 const run = promisify(execFile);
 const never = new AbortController().signal;
@@ -40,6 +46,11 @@ const NO_GUARD: StartGuard = () =>
     finish: () => Promise.resolve(),
     died: new Promise<never>(() => undefined),
   });
+
+/** The QEMU that can do it. */
+export function qemuFor(fleecing: "classic" | "filter"): string | undefined {
+  return fleecing === "filter" ? QEMU_10 : undefined;
+}
 
 export interface TestDisk {
   readonly node: string;
@@ -109,7 +120,8 @@ export class BackedUpVm {
     this.hand = await QmpClient.connect(join(vm.folder, "hand.sock"), never);
     const { hand } = this;
     onTestFinished(() => hand.close());
-    this.proxy = await QmpProxy.start(vm.qmp);
+    await (this.proxy as QmpProxy | undefined)?.close();
+    this.proxy = await QmpProxy.start(vm.qmp, join(this.scratchDir, "..", "qmp.sock"));
   }
 
   /** Ends QEMU in good order: bitmaps are stored. */

@@ -1,13 +1,18 @@
-import type { ChildProcess } from "node:child_process";
+import { execFile, type ChildProcess } from "node:child_process";
 import { hash } from "node:crypto";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { promisify } from "node:util";
+import { parseGenerationBitmap } from "../../src/qemu/names.ts";
 import { BackedUpVm, type TestDisk } from "./backed-up-vm.ts";
+import type { ProxiedCommand } from "./qmp-proxy.ts";
 import type { TestRepository } from "./repositories.ts";
 import { tracesIn } from "./traces.ts";
 import { generationBegun, generationOf, runVmBackup, type VmGenerationJson, type VmRun } from "./vm-runs.ts";
 
+const run = promisify(execFile);
 const never = new AbortController().signal;
 
 /** SHA-256 of what each disk holds, by the disk's name. */
@@ -25,6 +30,9 @@ export class ModelledVm {
   atInstant: () => Promise<unknown> = () => Promise.resolve();
   /** By node. */
   readonly #content = new Map<string, Buffer>();
+  /** By node: the image below the one that takes the writes. */
+  readonly #bases = new Map<string, string>();
+  #overlays = 0;
 
   private constructor(vm: BackedUpVm) {
     this.vm = vm;
@@ -66,6 +74,56 @@ export class ModelledVm {
     this.#content.set(node, resized);
   }
 
+  /** An image over the disk's takes the writes from now on. */
+  async snapshot(node: string): Promise<void> {
+    const name = `over-${++this.#overlays}`;
+    const path = join(this.vm.scratchDir, "..", `${name}.qcow2`);
+    const base = this.vm.disks.find((disk) => disk.node === node)!.path;
+    await run("qemu-img", [
+      ..."create -q -u -f qcow2 -F qcow2 -b".split(" "),
+      base,
+      path,
+      `${this.size(node)}`,
+    ]);
+    const file = { driver: "file", filename: path };
+    const overlay = { "node-name": name, driver: "qcow2", discard: "unmap", file, backing: null };
+    await this.vm.hand.execute("blockdev-add", overlay, never);
+    const top = await this.topOf(node);
+    await this.vm.hand.execute("blockdev-snapshot", { node: top, overlay: name }, never);
+    this.#moveTo(node, path);
+    this.#bases.set(node, base);
+  }
+
+  /** Whether the disk has an image over its first. */
+  hasSnapshot(node: string): boolean {
+    return this.#bases.has(node);
+  }
+
+  /** Writes the upper image into the lower, which takes the writes from now on. */
+  async commitSnapshot(node: string): Promise<void> {
+    const { hand } = this.vm;
+    const device = await this.topOf(node);
+    await hand.execute("block-commit", { "job-id": "commit", device }, never);
+    const until = async (wanted: string | undefined): Promise<void> => {
+      while ((await this.#jobStatus("commit")) !== wanted) await delay(5);
+    };
+    await until("ready");
+    await hand.execute("block-job-complete", { device: "commit" }, never);
+    await until(undefined);
+    await hand.execute("blockdev-del", { "node-name": device }, never);
+    this.#moveTo(node, this.#bases.get(node)!);
+    this.#bases.delete(node);
+  }
+
+  /** Takes what the images hold for what the disks do. While no QEMU runs. */
+  async reread(): Promise<void> {
+    const copy = join(this.vm.scratchDir, "..", "reread.raw");
+    for (const { node, path } of this.vm.disks) {
+      await run("qemu-img", ["convert", "-f", "qcow2", "-O", "raw", path, copy]);
+      this.#content.set(node, await readFile(copy));
+    }
+  }
+
   /** A disk that the VM gets with its next boot. */
   add(node: string, size: number): void {
     this.#content.set(node, Buffer.alloc(size));
@@ -90,10 +148,14 @@ export class ModelledVm {
     const { proxy, scratchDir } = this.vm;
     proxy.reset();
     const failures: Error[] = [];
+    let filters = 0; // that are still to be put in, when the instant is not made by one transaction
     proxy.answered = async (command) => {
       const generation = generationBegun(command);
-      if (generation === undefined) return;
-      this.pictures.set(generation, this.picture());
+      if (generation !== undefined) {
+        this.pictures.set(generation, this.picture());
+        filters = filtersToCome(command);
+      } else if (command.execute !== "qom-set" || --filters < 0) return;
+      if (filters > 0) return;
       await this.atInstant().catch((error: unknown) => failures.push(error as Error));
     };
     const args = [`qmp:${proxy.path}`, "--name", "vm", "--scratch", scratchDir, ...flags];
@@ -138,10 +200,25 @@ export class ModelledVm {
     return tracesIn(this.vm.hand, this.vm.scratchDir);
   }
 
+  #moveTo(node: string, path: string): void {
+    this.vm.disks = this.vm.disks.map((disk) => (disk.node === node ? { ...disk, path } : disk));
+  }
+
+  async #jobStatus(id: string): Promise<string | undefined> {
+    return (await this.vm.survey()).jobs.find((job) => job.id === id)?.status;
+  }
+
   async #io(node: string, command: string): Promise<void> {
     const device = `/machine/peripheral/dev-${node}/virtio-backend`;
     const line = `qemu-io -d ${device} "${command}"`;
     const answer = await this.vm.hand.execute("human-monitor-command", { "command-line": line }, never);
     if (answer !== "") throw new Error(`${line}: ${String(answer)}`);
   }
+}
+
+/** How many a run puts in after this transaction. */
+function filtersToCome({ arguments: given }: ProxiedCommand): number {
+  const actions = given!["actions"] as { type: string; data: { name?: string } }[];
+  if (actions.some(({ type }) => type === "blockdev-backup")) return 0;
+  return actions.filter(({ data }) => parseGenerationBitmap(data.name ?? "") !== undefined).length;
 }

@@ -1,13 +1,16 @@
 import { spawn } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode } from "../../src/errors.ts";
 import { QmpClient } from "../../src/qemu/qmp/client.ts";
 
 /** Another QEMU than the system's: its path. */
 export const QEMU = process.env["BLOCKHAUL_TEST_QEMU"] ?? "qemu-system-x86_64";
+
+/** The newer QEMU that test/support/install.sh fetches. */
+export const QEMU_10 = resolve(import.meta.dirname, "../../.cache/bin/qemu-system-x86_64-10");
 
 const never = new AbortController().signal;
 

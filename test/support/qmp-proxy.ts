@@ -2,7 +2,7 @@ import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { onTestFinished } from "vitest";
 
 export interface ProxiedCommand {
@@ -32,24 +32,26 @@ export class QmpProxy {
   dropEvents = false;
   readonly #server: Server;
   readonly #clients = new Set<Socket>();
+  #folder: string | undefined;
 
   private constructor(path: string, server: Server) {
     this.path = path;
     this.#server = server;
   }
 
-  /** It goes when the test ends. */
-  static async start(monitor: string): Promise<QmpProxy> {
-    const proxy = await QmpProxy.open(monitor);
+  /** It goes when the test ends. @param path as for `open`. */
+  static async start(monitor: string, path?: string): Promise<QmpProxy> {
+    const proxy = await QmpProxy.open(monitor, path);
     onTestFinished(() => proxy.close());
     return proxy;
   }
 
-  /** The caller closes it. */
-  static async open(monitor: string): Promise<QmpProxy> {
-    const folder = await mkdtemp(join(tmpdir(), "blockhaul-proxy-"));
+  /** The caller closes it. @param path of its socket; in a folder of its own unless told. */
+  static async open(monitor: string, path?: string): Promise<QmpProxy> {
+    const folder = path === undefined ? await mkdtemp(join(tmpdir(), "blockhaul-proxy-")) : undefined;
     const server = createServer((client) => proxy.#join(client, connect(monitor)));
-    const proxy = new QmpProxy(join(folder, "qmp.sock"), server);
+    const proxy = new QmpProxy(path ?? join(folder!, "qmp.sock"), server);
+    proxy.#folder = folder;
     server.listen(proxy.path);
     await once(server, "listening");
     return proxy;
@@ -64,7 +66,7 @@ export class QmpProxy {
   async close(): Promise<void> {
     this.vanish();
     this.hangUp();
-    await rm(dirname(this.path), { recursive: true, force: true });
+    if (this.#folder !== undefined) await rm(this.#folder, { recursive: true, force: true });
   }
 
   /** Forgets what it was told to do, and what it saw. */

@@ -1,8 +1,5 @@
 import { once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
 import { connect, createServer, type Server, type Socket } from "node:net";
-import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
 
 const SYNC = "guest-sync-delimited";
 /** Begins a sync and its answer, and stands nowhere else. */
@@ -25,12 +22,11 @@ export class AgentProxy {
     this.#server = server;
   }
 
-  /** The caller closes it. */
-  static async open(agent: string): Promise<AgentProxy> {
-    const folder = await mkdtemp(join(tmpdir(), "blockhaul-proxy-"));
+  /** The caller closes it. @param path of its socket. */
+  static async open(agent: string, path: string): Promise<AgentProxy> {
     const server = createServer((client) => proxy.#join(client, connect(agent)));
-    const proxy = new AgentProxy(join(folder, "agent.sock"), server);
-    server.listen(proxy.path);
+    const proxy = new AgentProxy(path, server);
+    server.listen(path);
     await once(server, "listening");
     return proxy;
   }
@@ -41,10 +37,9 @@ export class AgentProxy {
   }
 
   /** Safe to call twice. */
-  async close(): Promise<void> {
+  close(): void {
     this.vanish();
     for (const client of this.#clients) client.destroy();
-    await rm(dirname(this.path), { recursive: true, force: true });
   }
 
   reset(): void {

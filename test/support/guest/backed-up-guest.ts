@@ -110,8 +110,8 @@ export class BackedUpGuest {
     });
     const { guest } = this;
     this.hand = await QmpClient.connect(hand, never);
-    const monitor = (this.monitor = await QmpProxy.open(guest.qmp));
-    const agent = (this.agent = await AgentProxy.open(guest.agent));
+    const monitor = (this.monitor = await QmpProxy.open(guest.qmp, join(this.folder, "qmp.sock")));
+    const agent = (this.agent = await AgentProxy.open(guest.agent, join(this.folder, "agent.sock")));
     this.#ended = undefined;
     void guest.exited.then((exit) => {
       this.#ended = exit;
@@ -207,7 +207,7 @@ export class BackedUpGuest {
   async #shut(): Promise<void> {
     await (this.hand as QmpClient | undefined)?.close();
     await (this.monitor as QmpProxy | undefined)?.close();
-    await (this.agent as AgentProxy | undefined)?.close();
+    (this.agent as AgentProxy | undefined)?.close();
     await (this.guest as Guest | undefined)?.close();
   }
 

@@ -5,11 +5,10 @@ import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { onTestFinished } from "vitest";
 import { GuestConsole } from "./console.ts";
+import { QEMU_10 } from "../qemu-vm.ts";
 import { makeDisk } from "./disk.ts";
 
 const CACHE = resolve(import.meta.dirname, "../../../.cache");
-/** The newer QEMU that test/support/install.sh fetches. */
-export const QEMU_10 = join(CACHE, "bin/qemu-system-x86_64-10");
 /** Three seconds on an idle machine; all of this when other tests keep its cores busy. */
 const BOOT_MS = 45_000;
 const POWER_OFF_MS = 20_000;
