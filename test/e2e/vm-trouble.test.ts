@@ -83,9 +83,9 @@ async function inGuest(command: string): Promise<string> {
   return await tested.guest.console.run(command, 60_000);
 }
 
-/** A file of 16 MB, none of it zero: overwritten as a whole, its old data is more than the least scratch takes. */
-const LARGE = `fill /mnt/large 16000000 "$(printf %01000d 7)"`;
-const OVERWRITE = "dd if=/dev/zero of=/mnt/large bs=100000 count=160 conv=notrunc,fsync 2>/dev/null";
+/** A file of 22 MB, none of it zero: overwritten as a whole, its old data is more than a scratch of 16 MiB takes. */
+const LARGE = `fill /mnt/large 22000000 "$(printf %01000d 7)"`;
+const OVERWRITE = "dd if=/dev/zero of=/mnt/large bs=100000 count=220 conv=notrunc,fsync 2>/dev/null";
 const LEFT_OVER = "tr -d '\\0' </mnt/large | wc -c";
 
 describe.each(["system", "10"] as const)("QEMU: %s", (qemu) => {
@@ -191,13 +191,12 @@ describe("the guest", () => {
 
   if (mountsWork()) {
     test("that finds the scratch's file system full stands until it is taken down, and loses no write", async () => {
-      mountTmpfs(tested.scratch, 36 * MiB);
+      mountTmpfs(tested.scratch, 35 * MiB);
       await inGuest(LARGE);
       const overwriteUntilItStands = async (): Promise<void> => {
         await inGuest(`${OVERWRITE} &`);
         await expect.poll(() => tested.survey(), { timeout: 30_000 }).toMatchObject({ status: "io-error" });
       };
-      // what fills the rest of the folder is not ours
       const { code, said, stderr } = await tested.backUpWhile(ALL_READ, overwriteUntilItStands);
       expect(code, stderr).toBe(14);
       expect(said.at(-1)).toMatchObject({ level: "error", code: "E_POINT_IN_TIME_LOST" });
