@@ -93,6 +93,21 @@ describe.each(MODES)("%s blobs", (_, keys) => {
     );
   });
 
+  test.each([-50_000, -28, 0, 28, 2000, 32_756, 32_757, 100_000])(
+    "a long one is sealed on top of itself, %i bytes further on",
+    (ahead) => {
+      const raw = randomBytes(150_001);
+      const from = Math.max(0, -ahead);
+      const memory = Buffer.alloc(from + Math.max(0, ahead) + raw.length + SEAL_OVERHEAD);
+      raw.copy(memory, from);
+      const id = chunkId(raw, keys);
+      const into = memory.subarray(from + ahead);
+      const { length, codec, crc32 } = sealInto(into, memory.subarray(from, from + raw.length), id, keys);
+      const facts = { codec, crc32, rawLength: raw.length, id };
+      expect(Buffer.compare(openBlob(into.subarray(0, length), facts, keys), raw)).toBe(0);
+    },
+  );
+
   test.each([
     ["raw", hash("sha256", "noise", "buffer")],
     ["zstd", Buffer.alloc(600, "compressible ")],
