@@ -151,3 +151,41 @@ test("filter: the guest notices nothing, and reading the view fails", async () =
   expect(await tested.picture()).toMatchObject({ status: "running", files: [] });
   await expectWritten(tested, MUCH);
 });
+
+/** The scratch lies on a medium that takes no more of the old data. */
+function breakScratch(tested: BackedUpVm): void {
+  tested.proxy.rewrite = (command) => {
+    const { driver, "node-name": name, ...file } = command.arguments ?? {};
+    if (command.execute !== "blockdev-add" || driver !== "file") return command.arguments;
+    const broken = [{ event: "none", iotype: "write", errno: 5 }];
+    return { driver: "blkdebug", "node-name": name, image: { driver, ...file }, "inject-error": broken };
+  };
+}
+
+test.each(["classic", "filter"] as const)(
+  "a broken scratch (EIO): the run fails and is taken down, the next one is whole: %s",
+  async (fleecing) => {
+    const tested = await vmWithGuest(LITTLE, fleecing);
+    breakScratch(tested);
+    const { pit, vm } = await openRun(tested, 1, [], { fleecing });
+    await tested.hand.execute("cont", undefined, never);
+    if (fleecing === "classic") {
+      // QEMU tells the guest of it too, which the README warns of
+      expect(await failure(pit.lost)).toMatchObject({ code: "E_POINT_IN_TIME_LOST" });
+      expect(await failure(pit.assertAlive(never))).toMatchObject({ code: "E_POINT_IN_TIME_LOST" });
+    } else {
+      await guestIsDone(tested, LITTLE); // it notices nothing; what was read before is right, no more can be
+      const read = await failure(readExport(pit.disks[0]!, MiB, MiB));
+      expect(read).toMatchObject({ kind: "source", code: "E_NBD_READ" });
+    }
+    await pit.close("failed");
+    await vm.close();
+    expect(await tested.picture()).toMatchObject({ status: "running", jobs: [], exports: [], files: [] });
+    tested.proxy.reset();
+    const next = await openRun(tested, 2, [], { fleecing });
+    await next.pit.assertAlive(never);
+    await next.pit.close("committed");
+    await next.vm.close();
+    if (fleecing === "filter") await expectWritten(tested, LITTLE);
+  },
+);

@@ -25,6 +25,8 @@ export class QmpProxy {
   readonly commands: ProxiedCommand[] = [];
   /** Asked for each command before QEMU gets it. */
   decide: (command: ProxiedCommand) => Verdict | Promise<Verdict> = () => "pass";
+  /** The arguments that QEMU gets in place of a command's own. */
+  rewrite: (command: ProxiedCommand) => ProxiedCommand["arguments"] = (command) => command.arguments;
   /** Told of each answer before the client gets it. */
   answered: (command: ProxiedCommand) => void | Promise<void> = () => undefined;
 
@@ -75,6 +77,7 @@ export class QmpProxy {
     this.dropEvents = false;
     this.decide = () => "pass";
     this.answered = () => undefined;
+    this.rewrite = (command) => command.arguments;
   }
 
   /** The clients lose their connections. */
@@ -114,7 +117,7 @@ export class QmpProxy {
         return;
       }
       waiting.set(message.id, { command, verdict });
-      qemu.write(`${line}\n`);
+      qemu.write(`${JSON.stringify({ ...message, arguments: this.rewrite(command) })}\n`);
     });
     eachLine(qemu, async (line) => {
       const message = JSON.parse(line) as { id?: unknown; event?: unknown };
