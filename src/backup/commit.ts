@@ -3,6 +3,8 @@ import { storeStack } from "../repository/layer-merge.ts";
 import type { Lease } from "../repository/leases.ts";
 import type { Manifest, ManifestDisk, StoredManifest } from "../repository/manifest.ts";
 import { AppError } from "../errors.ts";
+import { packKey } from "../repository/names.ts";
+import { extendLocks } from "../repository/object-lock.ts";
 import type { PackRef } from "../repository/pack-directory.ts";
 import { addStats } from "./counts.ts";
 import type { Copied, GenerationRun } from "./generation.ts";
@@ -34,6 +36,7 @@ export async function commit(
   const { request, identity, open, frozenAt, index, run } = generation;
   const { repository, source } = request;
   const { signal } = run;
+  await extendReused(generation, copied);
   const disks: ManifestDisk[] = [];
   for (const disk of copied.disks) disks.push(await storeDisk(generation, disk, copied));
   await index.flush(signal);
@@ -86,6 +89,16 @@ async function storeDisk(
     ...(bitmap !== undefined && { bitmap }),
     counts: stats,
   };
+}
+
+/** What others stored is locked for as long as what this run stored, where these credentials may do that. */
+async function extendReused({ request, run }: GenerationRun, { reused }: Copied): Promise<void> {
+  try {
+    await extendLocks(request.repository, [...reused].map(packKey), run.signal);
+  } catch (error) {
+    if (!(error instanceof AppError) || error.kind !== "credentials") throw error;
+    request.warn(`The locks of packs that are used again could not be extended: ${error.message}`);
+  }
 }
 
 function needed<T>(ref: T | undefined, pack: string): T {

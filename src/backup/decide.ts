@@ -54,6 +54,8 @@ export interface RunChunks {
   readonly avoid: ReadonlySet<string>;
   /** Of every complete pack that a layer of this run names. */
   readonly refs: Map<string, PackRef>;
+  /** Those of them that other runs wrote. */
+  readonly reused: Set<string>;
 }
 
 /** How layers name a pack. */
@@ -138,8 +140,10 @@ export class Decider {
       else if (failed.has(guess)) verdicts.push(this.#fresh(guess.id));
       else {
         const { pack, slot } = guess;
-        if (!this.#mine.refs.has(pack))
+        if (!this.#mine.refs.has(pack)) {
           this.#mine.refs.set(pack, refOf(await this.#directories.load(pack, signal)));
+          this.#mine.reused.add(pack);
+        }
         verdicts.push({ is: "known", pack, slot });
       }
     }

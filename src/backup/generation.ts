@@ -52,6 +52,8 @@ export interface CopiedPlan extends CopiedDisk {
 export interface Copied {
   readonly disks: readonly CopiedPlan[];
   readonly refs: ReadonlyMap<string, PackRef>;
+  /** Those of them that other runs wrote. */
+  readonly reused: ReadonlySet<string>;
   /** Directories of the packs that were written, bytes. */
   readonly directoryBytes: number;
 }
@@ -131,7 +133,7 @@ export async function copyDisks(
   const { request, open, dedup, index, run } = generation;
   const { repository, workers, directories } = request;
   const { chunkSize } = repository.config;
-  const mine: RunChunks = { inFlight: new Map(), open: new Set(), avoid, refs: new Map() };
+  const mine: RunChunks = { inFlight: new Map(), open: new Set(), avoid, refs: new Map(), reused: new Set() };
   let directoryBytes = 0;
   const packs = new PackWriter(
     repository,
@@ -176,7 +178,7 @@ export async function copyDisks(
     await packs.abort();
     throw run.signal.reason;
   }
-  return { disks, refs: mine.refs, directoryBytes };
+  return { disks, refs: mine.refs, reused: mine.reused, directoryBytes };
 }
 
 /** After a failure: lists the complete packs, so that the next run finds them and uploads only the rest. */

@@ -4,6 +4,7 @@ import { AppError, hasCode } from "../errors.ts";
 import type { ObjectStore } from "../store/store.ts";
 import { NO_PASSWORD, type Password, withMasterKey, writeKeySlot } from "./key-slots.ts";
 import { type KeyNotes, type SealedConfig, newMasterKey, sealedConfig } from "./keys.ts";
+import { lockedStore, objectLockSchema, requireObjectLock, type ObjectLock } from "./object-lock.ts";
 import { REPOSITORY_KEY, keySlotKey, newUuid, parseKey } from "./names.ts";
 import { checkRecord, decodeRecord, encodeRecord } from "./record.ts";
 import { type Sealer, masterKeySealer, plainSealer } from "./sealing.ts";
@@ -44,6 +45,7 @@ const configSchema = z
     hash: z.literal("sha256"),
     encrypted: z.boolean(),
     ...sizes,
+    objectLock: objectLockSchema.optional(),
   })
   .readonly()
   .superRefine((config, context) => {
@@ -65,6 +67,11 @@ export interface RepositorySizes {
   readonly chunkSize?: number;
   readonly packSize?: number;
   readonly partSize?: number;
+}
+
+/** What is asked of a new repository. */
+export interface RepositoryWishes extends RepositorySizes {
+  readonly objectLock?: ObjectLock;
 }
 
 /** Why sizes that are each allowed do not go together. */
@@ -93,16 +100,19 @@ export interface FirstKey {
  * create-only writes, because the winner is whoever is read back.
  *
  * @param first the password of an encrypted repository; none: it is plain.
- * @throws AppError E_REPOSITORY_SIZES, E_REPOSITORY_EXISTS, E_PREFIX_IN_USE (usage); nothing was changed then.
+ * @throws AppError E_REPOSITORY_SIZES, E_REPOSITORY_EXISTS, E_PREFIX_IN_USE, E_NO_OBJECT_LOCK (usage); nothing was
+ *   changed then.
  */
 export async function createRepository(
-  store: ObjectStore,
-  wanted: RepositorySizes,
+  place: ObjectStore,
+  { objectLock, ...wanted }: RepositoryWishes,
   signal: AbortSignal,
   first?: FirstKey,
 ): Promise<Repository> {
-  const chosen = chooseSizes(store, wanted);
-  await refuseUsedPrefix(store, signal);
+  const chosen = chooseSizes(place, wanted);
+  await refuseUsedPrefix(place, signal);
+  if (objectLock !== undefined) await requireObjectLock(place, signal);
+  const store = lockedStore(place, objectLock);
   const config: RepositoryConfig = {
     format: FORMAT_VERSION,
     repository: newUuid(),
@@ -110,6 +120,7 @@ export async function createRepository(
     hash: "sha256",
     encrypted: first !== undefined,
     ...chosen,
+    ...(objectLock !== undefined && { objectLock }),
   };
   if (first === undefined) {
     await publishConfig(store, config, signal);
@@ -155,11 +166,12 @@ async function publishConfig(
  *   (usage), E_NOT_ENCRYPTED (credentials: R14), and those of `withMasterKey`.
  */
 export async function openRepository(
-  store: ObjectStore,
+  place: ObjectStore,
   signal: AbortSignal,
   password: Password = NO_PASSWORD,
 ): Promise<Repository> {
-  const { config, sealed } = await readConfig(store, signal);
+  const { config, sealed } = await readConfig(place, signal);
+  const store = lockedStore(place, config.objectLock);
   if (config.encrypted) {
     return await withMasterKey(store, sealed, password, signal, ({ masterKey }) => ({
       store,

@@ -16,7 +16,7 @@ export async function openStore(location: string, options: S3Options = {}): Prom
   const parsed = parseLocation(location);
   if (parsed.kind === "directory") return new DirectoryStore(parsed.path);
   const { S3Store } = await import("./s3.ts"); // with the AWS SDK: 70 ms and 20 MiB that a directory can do without
-  return new S3Store(parsed, options);
+  return S3Store.open(parsed, options);
 }
 
 /**

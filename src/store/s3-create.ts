@@ -7,6 +7,7 @@ import { AppError } from "../errors.ts";
 import { untilAborted } from "./body.ts";
 import { objectTaken } from "./object-errors.ts";
 import type { S3Connection } from "./s3-connection.ts";
+import type { LockHeaders, S3Lock } from "./s3-lock.ts";
 import { s3ErrorName, s3ErrorStatus } from "./s3-errors.ts";
 import { headObject, readRange } from "./s3-read.ts";
 
@@ -35,17 +36,20 @@ interface Content {
  */
 export class S3Creator {
   readonly #connection: S3Connection;
+  readonly #lock: S3Lock;
   #conditional: { IfNoneMatch?: string } = { IfNoneMatch: "*" };
 
-  constructor(connection: S3Connection) {
+  constructor(connection: S3Connection, lock: S3Lock) {
     this.#connection = connection;
+    this.#lock = lock;
   }
 
   /** @throws AppError E_EXISTS. */
   async put(key: string, body: Uint8Array, signal: AbortSignal): Promise<void> {
     const content = (): Content => ({ size: body.length, digest: hash("sha256", body, "buffer") });
     if (await this.#isThere(key, content, signal)) return;
-    const command = new PutObjectCommand({ ...this.#object(key), ...this.#conditional, Body: body });
+    const object = await this.#object(key, signal);
+    const command = new PutObjectCommand({ ...object, ...this.#conditional, Body: body });
     try {
       await this.#connection.send(command, key, signal);
     } catch (error) {
@@ -115,7 +119,7 @@ export class S3Creator {
     const upload = new Upload({
       client,
       params: {
-        ...this.#object(key),
+        ...(await this.#object(key, signal)),
         ...this.#conditional,
         Body: Readable.from(untilAborted(source, either)),
       },
@@ -129,8 +133,9 @@ export class S3Creator {
     }
   }
 
-  #object(key: string): { Bucket: string; Key: string } {
-    return { Bucket: this.#connection.bucket, Key: this.#connection.name(key) };
+  async #object(key: string, signal: AbortSignal): Promise<{ Bucket: string; Key: string } & LockHeaders> {
+    const lock = await this.#lock.headers(key, signal);
+    return { Bucket: this.#connection.bucket, Key: this.#connection.name(key), ...lock };
   }
 
   /** True once: from then on requests go without the condition. */

@@ -10,17 +10,12 @@ import { AppError } from "../errors.ts";
 import { checkKey, checkPrefix } from "./key.ts";
 import type { S3Location } from "./location.ts";
 import { abortMultipart, MultipartUpload } from "./multipart.ts";
+import type { LockingStore, LockRule, Retention } from "./object-lock.ts";
 import { S3Connection, type S3Options } from "./s3-connection.ts";
 import { S3Creator } from "./s3-create.ts";
+import { S3Lock } from "./s3-lock.ts";
 import { headObject, readObject, readRange, readTail } from "./s3-read.ts";
-import type {
-  ObjectInfo,
-  ObjectStore,
-  PartUpload,
-  PendingUpload,
-  RequestCounts,
-  StoreLimits,
-} from "./store.ts";
+import type { ObjectInfo, PartUpload, PendingUpload, RequestCounts, StoreLimits } from "./store.ts";
 
 /** "Multipart upload limits" of the S3 user guide. */
 const LIMITS: StoreLimits = { partSizeMin: 5 * MiB, partSizeMax: 5 * GiB, partsMax: 10_000 };
@@ -28,16 +23,42 @@ const LIMITS: StoreLimits = { partSizeMin: 5 * MiB, partSizeMax: 5 * GiB, partsM
 const DELETE_BATCH = 1000;
 
 /** Objects in a bucket of an S3-compatible server. */
-export class S3Store implements ObjectStore {
+export class S3Store implements LockingStore {
   readonly location: string;
   readonly limits = LIMITS;
   readonly #connection: S3Connection;
+  readonly #lock: S3Lock;
   readonly #creator: S3Creator;
 
-  constructor(location: S3Location, options: S3Options = {}) {
-    this.#connection = new S3Connection(location, options);
-    this.#creator = new S3Creator(this.#connection);
-    this.location = this.#connection.location;
+  private constructor(connection: S3Connection, lock: S3Lock) {
+    this.#connection = connection;
+    this.#lock = lock;
+    this.#creator = new S3Creator(connection, lock);
+    this.location = connection.location;
+  }
+
+  static open(location: S3Location, options: S3Options = {}): S3Store {
+    const connection = new S3Connection(location, options);
+    return new S3Store(connection, new S3Lock(connection));
+  }
+
+  /** Shares the connection: closing either closes both. */
+  withLocks(rule: LockRule): S3Store {
+    return new S3Store(this.#connection, new S3Lock(this.#connection, rule));
+  }
+
+  async checkObjectLock(signal: AbortSignal): Promise<void> {
+    await this.#lock.check(signal);
+  }
+
+  async retention(key: string, signal: AbortSignal): Promise<Retention | undefined> {
+    checkKey(key);
+    return this.#lock.retention(key, signal);
+  }
+
+  async extendRetention(key: string, retention: Retention, signal: AbortSignal): Promise<void> {
+    checkKey(key);
+    await this.#lock.extend(key, retention, signal);
   }
 
   async put(key: string, body: Uint8Array, signal: AbortSignal): Promise<void> {
@@ -57,7 +78,8 @@ export class S3Store implements ObjectStore {
 
   async beginUpload(key: string, signal: AbortSignal): Promise<PartUpload> {
     checkKey(key);
-    const command = new CreateMultipartUploadCommand(this.#object(key));
+    const lock = await this.#lock.headers(key, signal);
+    const command = new CreateMultipartUploadCommand({ ...this.#object(key), ...lock });
     const { UploadId } = await this.#connection.send(command, key, signal);
     if (UploadId === undefined) throw this.#strange("CreateMultipartUpload gave no UploadId");
     return new MultipartUpload(this.#connection, LIMITS, key, UploadId);

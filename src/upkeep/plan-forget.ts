@@ -7,7 +7,8 @@ import {
   type GenerationName,
 } from "../repository/generations.ts";
 import type { StoredManifest } from "../repository/manifest.ts";
-import { isUuid, uuidTime } from "../repository/names.ts";
+import { generationKey, isUuid, uuidTime } from "../repository/names.ts";
+import { lockedUntil } from "../repository/object-lock.ts";
 import type { PinLookup } from "../repository/pins.ts";
 import { resolveGeneration } from "../repository/resolve-generation.ts";
 import type { Calendar } from "./calendar.ts";
@@ -62,10 +63,16 @@ export async function planByPolicy(
     const decisions = decideRetention(manifests, policy, calendar, guarded, now);
     const judged = decisions.map(({ manifest, reasons }) => judge(manifest, reasons));
     const keep = judged.filter(({ reasons }) => reasons.length > 0);
-    const remove = judged
-      .filter(({ reasons }) => reasons.length === 0)
+    const removable = judged.filter(({ reasons }) => reasons.length === 0);
+    const locked = await locksOf(repository, removable, signal);
+    const isLocked = ({ generation }: Judged): boolean => locked.has(generation);
+    const stay = removable
+      .filter(isLocked)
+      .map((one) => ({ ...one, reasons: [`protected until ${locked.get(one.generation)!}`] }));
+    const remove = removable
+      .filter((one) => !isLocked(one))
       .map((one) => ({ ...one, reasons: ["no rule keeps it"] }));
-    plans.push({ source, keep, remove });
+    plans.push({ source, keep: inOrder([...keep, ...stay]), remove });
   }
   return plans;
 }
@@ -96,10 +103,28 @@ export async function planByName(
       if (guard?.held === true) throw heldError({ source, generation });
       if (guard !== undefined) throw inUseError({ source, generation }, guard.pins.map(userOf).join(", "));
     }
-    remove.sort((a, b) => (a.generation < b.generation ? -1 : 1));
-    plans.push({ source, keep: [], remove });
+    const [locked] = await locksOf(repository, remove, signal);
+    if (locked !== undefined) throw protectedError({ source, generation: locked[0] }, locked[1]);
+    plans.push({ source, keep: [], remove: inOrder(remove) });
   }
   return plans;
+}
+
+/** Of those whose manifests are locked (Object Lock): until when, by generation. */
+async function locksOf(
+  repository: Repository,
+  judged: readonly Judged[],
+  signal: AbortSignal,
+): Promise<ReadonlyMap<string, string>> {
+  const keys = new Map(
+    judged.map(({ source, generation }) => [generationKey(source, generation), generation]),
+  );
+  const locked = await lockedUntil(repository, [...keys.keys()], signal);
+  return new Map([...locked].map(([key, until]) => [keys.get(key)!, until.toISOString()]));
+}
+
+function inOrder(judged: readonly Judged[]): Judged[] {
+  return judged.toSorted((a, b) => (a.generation < b.generation ? -1 : 1));
 }
 
 async function resolveToForget(repository: Repository, text: string, signal: AbortSignal): Promise<Judged> {
@@ -139,6 +164,11 @@ function judge(manifest: StoredManifest, reasons: readonly string[]): Judged {
 function heldError({ source, generation }: GenerationName): AppError {
   const message = `Generation ${generation} of ${source} is held; run blockhaul release ${generation} first`;
   return new AppError("locked", "E_HELD", message, { source, generation });
+}
+
+function protectedError({ source, generation }: GenerationName, until: string): AppError {
+  const message = `Generation ${generation} of ${source} is protected by Object Lock until ${until}; forget it then`;
+  return new AppError("locked", "E_PROTECTED", message, { source, generation, until });
 }
 
 function inUseError({ source, generation }: GenerationName, users: string): AppError {

@@ -14,7 +14,7 @@ import { nbdkit, qemuImg, qemuIo } from "../support/exported-images.ts";
 import { compareFiles } from "../support/images.ts";
 import { attachLoop, loopDevicesWork } from "../support/loop-device.ts";
 import { bootGuest } from "../support/guest/guest.ts";
-import { startMinio } from "../support/minio.ts";
+import { minioClient, startMinio } from "../support/minio.ts";
 import { startQemuNbd } from "../support/qemu-nbd.ts";
 import type { S3Server } from "../support/s3-process.ts";
 
@@ -165,6 +165,7 @@ describe("README.md, line by line", () => {
 
   test("all of it runs, from the first init to doctor", async () => {
     const bucket = await minio.createBucket("my-bucket");
+    await minioClient(minio).makeBucket("my-locked-bucket", "us-east-1", { ObjectLocking: true });
     const [image, socket, pid] = ["web.qcow2", "web.sock", "pid"].map((name) => join(folder, name));
     await qemuImg("create", "-q", "-f", "qcow2", image!, "8M");
     await qemuIo("qcow2", image!, "write -P 1 0 3M", "write -P 2 5M 1M");

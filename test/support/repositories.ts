@@ -99,7 +99,12 @@ async function filesOf(folder: string): Promise<Map<string, number>> {
   return files;
 }
 
-async function objectsOf(server: S3Server, bucket: string, prefix: string): Promise<Map<string, number>> {
+/** Sizes of the objects whose names begin with `prefix`, by the rest of their names. */
+export async function objectsOf(
+  server: S3Server,
+  bucket: string,
+  prefix: string,
+): Promise<Map<string, number>> {
   const objects = new Map<string, number>();
   const listed: AsyncIterable<BucketItem> = minioClient(server).listObjectsV2(bucket, prefix, true);
   for await (const item of listed) {

@@ -220,6 +220,10 @@ def config_vectors():
     bad("part size of zero", "E_RECORD", changed(partSize=0))
     bad("repository id in capitals", "E_RECORD", changed(repository=REPOSITORY.upper()))
     bad("unknown hash", "E_RECORD", changed(hash="md5"))
+    locked = {**CONFIG, "objectLock": {"mode": "compliance", "days": 30}}
+    bad("lock of no days", "E_RECORD", changed(objectLock={"mode": "compliance", "days": 0}))
+    bad("lock of an unknown mode", "E_RECORD", changed(objectLock={"mode": "legal", "days": 30}))
+    bad("lock that is null", "E_RECORD", changed(objectLock=None))
     bad("no checksum", "E_RECORD", json.dumps(CONFIG).encode())
     bad("checksum of something else", "E_RECORD", good.replace(b"262144", b"131072"))
     bad("checksum in capitals", "E_RECORD", good[:-67] + good[-67:-3].upper() + good[-3:])
@@ -231,7 +235,13 @@ def config_vectors():
     text = b"[1"
     digest = hashlib.sha256(text + b"}").hexdigest().encode()
     bad("not JSON, well summed", "E_RECORD", text + b',"sha256":"' + digest + b'"}\n')
-    return {"pass": [{"name": "defaults", "hex": good.hex(), "config": CONFIG}], "fail": failing}
+    return {
+        "pass": [
+            {"name": "defaults", "hex": good.hex(), "config": CONFIG},
+            {"name": "with Object Lock", "hex": record(locked).hex(), "config": locked},
+        ],
+        "fail": failing,
+    }
 
 
 # --- Keys ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import { Command } from "commander";
 import { formatSize, parseSize } from "../../bytes/size.ts";
 import { AppError } from "../../errors.ts";
 import { createRepository, type FirstKey } from "../../repository/config.ts";
+import { LOCK_DAYS_MAX, objectLockSchema, type ObjectLock } from "../../repository/object-lock.ts";
 import { passwordSettings, repositorySettings } from "../../settings.ts";
 import { openNewStore } from "../../store/open.ts";
 import { action } from "../action.ts";
@@ -12,6 +13,8 @@ import type { RepositoryFlags } from "../session.ts";
 interface Flags extends RepositoryFlags {
   readonly chunkSize?: string;
   readonly encrypt?: boolean;
+  readonly objectLock?: string;
+  readonly retain?: string;
 }
 
 export function initCommand(): Command {
@@ -23,6 +26,11 @@ export function initCommand(): Command {
       "unit of deduplication: a power of two from 64KiB to 4MiB (default 256KiB)",
     )
     .option("--encrypt", "encrypt everything with a password (BLOCKHAUL_PASSWORD_FILE and its kin, or asked)")
+    .option(
+      "--object-lock <MODE>",
+      "lock what is written against deletion: governance or compliance (S3 Object Lock)",
+    )
+    .option("--retain <TIME>", "for how long, in whole days: 30d")
     .addHelpText(
       "after",
       `
@@ -40,13 +48,19 @@ Examples:
         if (flags.encrypt !== true) refusePassword();
         const store = await openNewStore(repositorySettings(flags, process.env).location);
         try {
-          const sizes = flags.chunkSize === undefined ? {} : { chunkSize: parseSize(flags.chunkSize) };
+          const objectLock = lockOf(flags);
+          const wishes = {
+            ...(flags.chunkSize !== undefined && { chunkSize: parseSize(flags.chunkSize) }),
+            ...(objectLock !== undefined && { objectLock }),
+          };
           const first = flags.encrypt === true ? await firstKey(cli.run.signal) : undefined;
-          const creating = createRepository(store, sizes, cli.run.signal, first);
+          const creating = createRepository(store, wishes, cli.run.signal, first);
           const { config } = await creating.finally(() => first?.password.fill(0));
           const { repository, chunkSize, encrypted } = config;
-          cli.output.result({ repository, location: store.location, chunkSize, encrypted }, () => {
-            const kind = `chunks of ${formatSize(chunkSize)}, ${encrypted ? "encrypted" : "not encrypted"}`;
+          const document = { repository, location: store.location, chunkSize, encrypted };
+          cli.output.result({ ...document, objectLock: objectLock ?? null }, () => {
+            const locked = objectLock && `, locked for ${objectLock.days} days (${objectLock.mode})`;
+            const kind = `chunks of ${formatSize(chunkSize)}, ${encrypted ? "encrypted" : "not encrypted"}${locked ?? ""}`;
             return `Created repository ${repository} in ${store.location} (${kind})`;
           });
         } finally {
@@ -58,6 +72,18 @@ Examples:
 
 async function firstKey(signal: AbortSignal): Promise<FirstKey> {
   return { password: await firstPassword(signal), notes: { label: "init", host: hostname() } };
+}
+
+/** @throws AppError E_FLAG (usage). */
+function lockOf({ objectLock: mode, retain }: Flags): ObjectLock | undefined {
+  if (mode === undefined && retain === undefined) return undefined;
+  const days = /^([1-9][0-9]{0,3})d$/.exec(retain ?? "")?.[1];
+  const checked = objectLockSchema.safeParse({ mode, days: Number(days) });
+  if (checked.success) return checked.data;
+  const message =
+    `A lock needs both: --object-lock governance or compliance, and --retain in whole days, 1d to ${LOCK_DAYS_MAX}d; ` +
+    "compliance can be ended by nobody before its time";
+  throw new AppError("usage", "E_OBJECT_LOCK", message);
 }
 
 /** Who has a password set wants encryption; and no later command would open a plain repository with it (R14). */

@@ -3,6 +3,9 @@ import { formatSize } from "../../bytes/size.ts";
 import type { AppError } from "../../errors.ts";
 import { loadGenerations } from "../../repository/generations.ts";
 import { loadHolds } from "../../repository/holds.ts";
+import type { Manifest } from "../../repository/manifest.ts";
+import { generationKey } from "../../repository/names.ts";
+import { lockedUntil } from "../../repository/object-lock.ts";
 import { action } from "../action.ts";
 import { generationDocument } from "../documents.ts";
 import { table } from "../output.ts";
@@ -31,7 +34,13 @@ export function listCommand(): Command {
           const loaded = await loadGenerations(repository, flags.source, cli.run.signal, onDamaged);
           const holds = await loadHolds(repository, flags.source, cli.run.signal, onDamaged);
           const manifests = loaded.toSorted((a, b) => Date.parse(a.committedAt) - Date.parse(b.committedAt));
-          const documents = manifests.map((manifest) => generationDocument(manifest, holds));
+          const keyOf = ({ source, generation }: Manifest): string => generationKey(source, generation);
+          const locks = await lockedUntil(repository, manifests.map(keyOf), cli.run.signal);
+          const withLocks = repository.config.objectLock !== undefined;
+          const documents = manifests.map((manifest) => ({
+            ...generationDocument(manifest, holds),
+            protectedUntil: locks.get(keyOf(manifest))?.toISOString() ?? null,
+          }));
           if (damaged !== undefined && manifests.length === 0) throw damaged;
           cli.output.result({ generations: documents }, () => {
             if (manifests.length === 0) return "No generations yet";
@@ -46,6 +55,7 @@ export function listCommand(): Command {
                 "SIZE",
                 "READ",
                 "STORED",
+                ...(withLocks ? ["PROTECTED UNTIL"] : []),
                 "REASON",
               ],
               manifests.map((manifest) => [
@@ -58,6 +68,7 @@ export function listCommand(): Command {
                 formatSize(manifest.disks.reduce((sum, disk) => sum + disk.size, 0)),
                 formatSize(manifest.stats.bytesRead),
                 formatSize(manifest.stats.bytesPacked),
+                ...(withLocks ? [locks.get(keyOf(manifest))?.toISOString().slice(0, 10) ?? "-"] : []),
                 holds.has(manifest.generation) ? `HELD ${manifest.reason}` : manifest.reason,
               ]),
             );
