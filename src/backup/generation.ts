@@ -3,8 +3,9 @@ import { SlabPool, slabBytes } from "../chunk/slabs.ts";
 import { AppError, hasCode, messageOf } from "../errors.ts";
 import { nextGenerationTime } from "../repository/clock.ts";
 import { readCondemned } from "../repository/condemned.ts";
-import { withCondemned } from "../repository/damaged.ts";
+import { BadSlots } from "../repository/bad-slots.ts";
 import type { DedupIndex } from "../repository/dedup.ts";
+import { Forwards } from "../repository/forwards.ts";
 import { IndexWriter } from "../repository/index-objects.ts";
 import { DISK_SIZE_MAX, type StoredManifest } from "../repository/manifest.ts";
 import { uuidv7 } from "../repository/names.ts";
@@ -87,7 +88,7 @@ export async function makeGeneration(
     const generation: GenerationRun = { request, identity, open, frozenAt, dedup, index, run };
     checkDisks(open);
     // also what a run that died may not have looked for (R1)
-    const bad = withCondemned(dedup.damaged, condemned.packs);
+    const bad = new BadSlots(dedup.damaged, condemned, new Forwards(repository));
     const plans = new Map<string, DiskPlan>();
     for (const [name, disk] of open.disks) {
       plans.set(name, await planDisk(plan.ways.get(name)!, disk, bad, repository, signal));

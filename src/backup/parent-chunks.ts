@@ -1,6 +1,6 @@
 import type { DiskMap, MapRun } from "../repository/layer-stack.ts";
 import type { PackDirectories } from "../repository/pack-reader.ts";
-import type { PackDirectory } from "../repository/pack-directory.ts";
+import type { PackDirectory, PackRef } from "../repository/pack-directory.ts";
 import type { ForcedChunks } from "./forced.ts";
 
 /** A chunk of the parent generation: zero, or its id (a view that stays valid). */
@@ -43,7 +43,7 @@ export class ParentChunks {
         } else if (where === "zero") {
           found.push("zero");
         } else {
-          directory ??= await this.#directories.get(where.packRef, signal);
+          directory ??= await this.#directory(where.packRef, where.slot - start, start, length, signal);
           found.push(directory.idAt(where.slot + index));
         }
       }
@@ -60,6 +60,32 @@ export class ParentChunks {
       signal.throwIfAborted();
       yield { first: run.first, count: run.count, zero: run.where === "zero" };
     }
+  }
+
+  /**
+   * Of the pack, or out of a forward when that is gone and every chunk that is asked about lies elsewhere: what is lost
+   * must not be called unchanged.
+   *
+   * @param shift slot less chunk.
+   */
+  async #directory(
+    packRef: PackRef,
+    shift: number,
+    first: number,
+    count: number,
+    signal: AbortSignal,
+  ): Promise<PackDirectory> {
+    const directory = await this.#directories.get(packRef, signal);
+    if (this.#directories.isGone(packRef.pack)) {
+      const chunks = Array.from({ length: count }, (_, index) => first + index);
+      const asked = chunks.filter((chunk) => !this.#forced.has(chunk));
+      await this.#directories.places(
+        packRef,
+        asked.map((chunk) => chunk + shift),
+        signal,
+      );
+    }
+    return directory;
   }
 
   /** The runs of the map clipped to the range; the map covers it without gaps. */

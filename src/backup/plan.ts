@@ -1,6 +1,6 @@
 import type { DiskSource } from "../disk/disk.ts";
 import type { Repository } from "../repository/config.ts";
-import { damagedChunks, type BadSlots } from "../repository/damaged.ts";
+import { badChunks, type BadSlots } from "../repository/bad-slots.ts";
 import { DiskMap, needsTail } from "../repository/layer-stack.ts";
 import type { LayerRef } from "../repository/layer-writer.ts";
 import type { Manifest, ManifestDisk, StoredManifest } from "../repository/manifest.ts";
@@ -66,12 +66,12 @@ export function incrementalWay(
 /**
  * Opens what the way needs.
  *
- * @param damaged slots found bad, or condemned: what lives there is stored again (R12, R1).
+ * @param bad what lives in these slots is stored again (R12, R1).
  */
 export async function planDisk(
   way: DiskWay,
   disk: DiskSource,
-  damaged: BadSlots,
+  bad: BadSlots,
   repository: Repository,
   signal: AbortSignal,
 ): Promise<DiskPlan> {
@@ -80,12 +80,12 @@ export async function planDisk(
   if (parentDisk === undefined) {
     return { ...way, base: [], compareWith: undefined, forced: new ForcedChunks([], chunkSize) };
   }
-  const wantsMap = way.kind === "rescan" || damaged.size > 0;
+  const wantsMap = way.kind === "rescan" || !bad.none;
   const map = wantsMap ? await DiskMap.open(repository, parentDisk, signal) : undefined;
   const tail = needsTail(parentDisk.size, disk.size, chunkSize);
   const forced = tail === undefined ? [] : [{ first: tail, count: Infinity }];
   if (map !== undefined) {
-    for await (const run of damagedChunks(map, damaged, signal)) {
+    for await (const run of badChunks(map, bad, signal)) {
       if (run.first < (tail ?? Infinity))
         forced.push({ ...run, count: Math.min(run.count, (tail ?? Infinity) - run.first) });
     }

@@ -1,7 +1,8 @@
 import type { DiskSource } from "../disk/disk.ts";
 import { AppError } from "../errors.ts";
+import { BadSlots, badChunks } from "../repository/bad-slots.ts";
 import { readCondemned, type Condemned } from "../repository/condemned.ts";
-import { damagedChunks, withCondemned } from "../repository/damaged.ts";
+import { Forwards } from "../repository/forwards.ts";
 import { mergeLayers } from "../repository/layer-merge.ts";
 import { DiskMap } from "../repository/layer-stack.ts";
 import type { LayerRef } from "../repository/layer-writer.ts";
@@ -58,13 +59,13 @@ async function repairPlans(
 ): Promise<Map<string, DiskPlan> | undefined> {
   if (condemned.packs.size === 0 && condemned.layers.size === 0) return undefined;
   const { repository } = request;
-  const bad = withCondemned(new Map(), condemned.packs);
+  const bad = new BadSlots(new Map(), condemned, new Forwards(repository));
   const plans = new Map<string, DiskPlan>();
   let affected = false;
   for (const disk of manifest.disks) {
     const map = await DiskMap.open(repository, disk, run.signal);
     const forced: { first: number; count: number }[] = [];
-    for await (const chunks of damagedChunks(map, bad, run.signal)) forced.push(chunks);
+    for await (const chunks of badChunks(map, bad, run.signal)) forced.push(chunks);
     const base = await soundLayers(request, disk, map, condemned, run.signal);
     affected ||= forced.length > 0 || base !== disk.layers;
     plans.set(disk.name, {

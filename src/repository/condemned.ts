@@ -18,6 +18,8 @@ const condemnedSchema = z
     since: timeText,
     packs: z.array(uuid).readonly(),
     layers: z.array(uuid).readonly(),
+    /** Ids of forwards that nothing needs any more; absent when there are none. */
+    forwards: z.array(uuid).readonly().optional(),
   })
   .readonly();
 
@@ -28,6 +30,8 @@ export type CondemnedRecord = z.infer<typeof condemnedSchema>;
 export interface Condemned {
   readonly packs: ReadonlySet<string>;
   readonly layers: ReadonlySet<string>;
+  /** By id. */
+  readonly forwards: ReadonlySet<string>;
 }
 
 /** The stored form. @param key `condemned/<prune>.json`. */
@@ -39,6 +43,7 @@ export function encodeCondemned(repository: Repository, key: string, record: Con
 export async function readCondemned(repository: Repository, signal: AbortSignal): Promise<Condemned> {
   const packs = new Set<string>();
   const layers = new Set<string>();
+  const forwards = new Set<string>();
   for await (const { key } of repository.store.list(Prefix.condemned, signal)) {
     if (parseKey(key)?.type !== "condemned") continue;
     let sealed: Buffer;
@@ -52,6 +57,7 @@ export async function readCondemned(repository: Repository, signal: AbortSignal)
     const record = parseRecord(condemnedSchema, plain, `record ${key}`);
     for (const pack of record.packs) packs.add(pack);
     for (const layer of record.layers) layers.add(layer);
+    for (const forward of record.forwards ?? []) forwards.add(forward);
   }
-  return { packs, layers };
+  return { packs, layers, forwards };
 }

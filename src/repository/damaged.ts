@@ -3,7 +3,6 @@ import { KiB } from "../bytes/size.ts";
 import { hasCode } from "../errors.ts";
 import type { Repository } from "./config.ts";
 import { count, timeText, uuid } from "./fields.ts";
-import type { DiskMap } from "./layer-stack.ts";
 import { damagedKey, newUuid, parseKey, Prefix } from "./names.ts";
 import { SLOTS_MAX } from "./pack-directory.ts";
 import { encodeRecord, parseRecord } from "./record.ts";
@@ -84,44 +83,4 @@ async function readRecord(
     z.looseObject({ repository: z.literal(repository.config.repository), pack: z.literal(pack) }),
   );
   return parseRecord(own, repository.sealer.openObject("damaged", key, sealed), what).slots;
-}
-
-/** Slots not to be relied on: what `readDamaged` found, or more (all slots of a condemned pack). */
-export interface BadSlots {
-  /** How many packs have any; 0: none. */
-  readonly size: number;
-  get(pack: string): { has(slot: number): boolean } | undefined;
-}
-
-/**
- * R12: the chunks of a disk that live in damaged slots, in order; a run stores them again as if they were dirty.
- * Reads nothing when there is no damage.
- */
-export async function* damagedChunks(
-  map: DiskMap,
-  damaged: BadSlots,
-  signal: AbortSignal,
-): AsyncGenerator<{ readonly first: number; readonly count: number }, void> {
-  if (damaged.size === 0) return;
-  for await (const { first, count: chunks, where } of map.runs(0, map.chunks, signal)) {
-    if (where === "zero") continue;
-    const slots = damaged.get(where.packRef.pack);
-    if (slots === undefined) continue;
-    let bad = 0; // length of the stretch of bad slots that ends here
-    for (let index = 0; index <= chunks; index++) {
-      if (index < chunks && slots.has(where.slot + index)) {
-        bad += 1;
-        continue;
-      }
-      if (bad > 0) yield { first: first + index - bad, count: bad };
-      bad = 0;
-    }
-  }
-}
-
-const EVERY_SLOT = { has: (): boolean => true };
-
-/** The bad slots, and all slots of packs that a prune condemned (R1). */
-export function withCondemned(bad: BadSlots, packs: ReadonlySet<string>): BadSlots {
-  return { size: bad.size + packs.size, get: (pack) => (packs.has(pack) ? EVERY_SLOT : bad.get(pack)) };
 }

@@ -100,7 +100,7 @@ export class DedupIndex {
     }
   }
 
-  /** Slots known to be bad, as of `sync`; for `damagedChunks` (R12). */
+  /** Slots known to be bad, as of `sync`; for `BadSlots` (R12). */
   get damaged(): DamagedSlots {
     return this.#damaged;
   }

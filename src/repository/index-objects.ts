@@ -3,10 +3,11 @@ import { ByteReader, ByteWriter } from "../bytes/cursor.ts";
 import { MiB } from "../bytes/size.ts";
 import { AppError } from "../errors.ts";
 import type { Repository } from "./config.ts";
-import { indexKey, newUuid, packKey, uuidBytes, uuidText } from "./names.ts";
-import { directoryLength, PACK_HEADER_SIZE } from "./pack.ts";
+import { indexKey, newUuid, uuidBytes, uuidText } from "./names.ts";
+import { directoryLength } from "./pack.ts";
 import type { CompletedPack } from "./pack-assembly.ts";
-import { directoryDigest, PackDirectory, SLOTS_MAX } from "./pack-directory.ts";
+import { type PackDirectory, SLOTS_MAX } from "./pack-directory.ts";
+import { openDirectory } from "./stored-directory.ts";
 
 /*
  * An index object (FORMAT.md, "Index"): the stored directories of complete packs, as advice for dedup.
@@ -73,20 +74,12 @@ export function* decodeIndexObject(
 }
 
 function decodePack(repository: Repository, body: ByteReader, what: string): PackDirectory {
-  const { sealer } = repository;
   const pack = uuidText(body.bytes(16));
   const slotCount = body.u32();
   const blobBytes = body.u64();
   if (slotCount > SLOTS_MAX) throw indexError(what, `a pack of ${slotCount} slots cannot be`);
-  const stored = body.bytes(directoryLength(slotCount, sealer.encrypted));
-  return new PackDirectory(sealer.openObject("directory", packKey(pack), stored), {
-    pack,
-    digest: directoryDigest(stored),
-    firstOffset: PACK_HEADER_SIZE,
-    blobBytes,
-    sealed: sealer.encrypted,
-    chunkSize: repository.config.chunkSize,
-  });
+  const stored = body.bytes(directoryLength(slotCount, repository.sealer.encrypted));
+  return openDirectory(repository, pack, stored, blobBytes);
 }
 
 function indexError(what: string, why: string): AppError {

@@ -129,6 +129,12 @@ export class PackDirectory {
     return this.#bytes.readUInt32LE(this.#at(slot) + CRC32_AT);
   }
 
+  /** True when the slot holds the very blob, byte for byte, that a slot of another directory holds. */
+  sameBlob(slot: number, other: PackDirectory, at: number): boolean {
+    const [mine, its] = [this.#at(slot), other.#at(at)];
+    return this.#bytes.compare(other.#bytes, its, its + SLOT_SIZE, mine, mine + SLOT_SIZE) === 0;
+  }
+
   /** True when the opened directory is exactly these bytes. */
   equals(bytes: Uint8Array): boolean {
     return this.#bytes.equals(bytes);

@@ -1,8 +1,8 @@
 import type { Slab, SlabPool } from "../chunk/slabs.ts";
 import type { ChunkWorkers } from "../chunk/workers.ts";
 import { AppError } from "../errors.ts";
-import type { ObjectStore } from "../store/store.ts";
-import { packKey } from "../repository/names.ts";
+import type { ReadTools } from "../repository/read-tools.ts";
+import { type FetchedBlob, fetchSpan } from "./fetch-span.ts";
 import type { Span, WantedBlob } from "./spans.ts";
 
 /** Raw, verified bytes of a span's blobs, in a slab that the receiver gives back. */
@@ -12,25 +12,25 @@ export interface OpenedSpan {
 }
 
 /**
- * Fetches a span and opens its blobs: CRC, seal, decompression and chunk id are checked before a byte is handed on.
+ * Fetches a span and opens its blobs: CRC, seal, decompression and chunk id are checked before a byte is handed on,
+ * against the directory that the layer names, wherever the blobs lie by now.
  *
- * @throws AppError (corrupt) that names the pack and slot.
+ * @throws AppError (corrupt) that names the pack and slot that hold the damage.
  */
 export async function openSpan(
   span: Span,
-  store: ObjectStore,
+  tools: ReadTools,
   slabs: { readonly stored: SlabPool; readonly raw: SlabPool },
-  workers: ChunkWorkers,
   signal: AbortSignal,
 ): Promise<OpenedSpan> {
   const from = await slabs.stored.take(signal);
   try {
     const to = await slabs.raw.take(signal);
     try {
-      await store.getRange(packKey(span.pack), span.offset, from.bytes.subarray(0, span.length), signal);
-      const blobs = place(span);
-      await workers.open(from, blobs, to).catch((error: unknown) => {
-        throw named(error, span);
+      const fetched = await fetchSpan(span, from.bytes, tools, signal);
+      const blobs = place(span, fetched);
+      await tools.workers.open(from, blobs, to).catch((error: unknown) => {
+        throw named(error, fetched);
       });
       return {
         slab: to,
@@ -49,15 +49,17 @@ export async function openSpan(
   }
 }
 
-/** Where each blob lies in the fetched bytes, and where its raw bytes go: back to back. */
-function place(span: Span): Parameters<ChunkWorkers["open"]>[1][number][] {
-  const { directory } = span;
+/** What each blob of a span is: where it was fetched to, and the raw bytes go back to back. */
+function place(
+  { directory, blobs }: Span,
+  fetched: readonly FetchedBlob[],
+): Parameters<ChunkWorkers["open"]>[1][number][] {
   let into = 0;
-  return span.blobs.map(({ slot }) => {
+  return blobs.map(({ slot }, index) => {
     const rawLength = directory.rawLength(slot);
     into += rawLength;
     return {
-      offset: directory.offsetOf(slot) - span.offset,
+      offset: fetched[index]!.offset,
       length: directory.storedLength(slot),
       codec: directory.codec(slot),
       crc32: directory.crc32(slot),
@@ -68,10 +70,9 @@ function place(span: Span): Parameters<ChunkWorkers["open"]>[1][number][] {
   });
 }
 
-function named(error: unknown, span: Span): unknown {
+function named(error: unknown, fetched: readonly FetchedBlob[]): unknown {
   if (!(error instanceof AppError) || error.kind !== "corrupt") return error;
-  const blob = Number(error.context["blob"] ?? 0);
-  const slot = span.blobs[blob]?.slot ?? 0;
-  const message = `Pack ${span.pack} is damaged at slot ${slot}: ${error.message}`;
-  return new AppError("corrupt", error.code, message, { ...error.context, pack: span.pack, slot }, error);
+  const { pack, slot } = fetched[Number(error.context["blob"] ?? 0)]!;
+  const message = `Pack ${pack} is damaged at slot ${slot}: ${error.message}`;
+  return new AppError("corrupt", error.code, message, { ...error.context, pack, slot }, error);
 }

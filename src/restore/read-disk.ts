@@ -27,7 +27,7 @@ export async function readDisk(
   sink: ContentSink,
   run: AbortController,
 ): Promise<void> {
-  const { repository, directories, workers } = tools;
+  const { repository, directories } = tools;
   const { chunkSize, size } = disk;
   const slabs = {
     stored: new SlabPool(SPAN_LIMITS.storedMax, GETS),
@@ -39,7 +39,7 @@ export async function readDisk(
   const done = mapOrdered(wanted, GETS, run, async (item, signal) => {
     if (!("pack" in item)) return sink.zero(item.offset, item.length, signal);
     assertChunkLengths(item, size, chunkSize);
-    const opened = await openSpan(item, repository.store, slabs, workers, signal);
+    const opened = await openSpan(item, tools, slabs, signal);
     try {
       await sink.data(opened, signal);
     } finally {

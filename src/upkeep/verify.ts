@@ -65,6 +65,10 @@ export async function verify(
     }
   }
   const packs = [...used.values()];
+  for (const pack of packs) {
+    if (!tools.directories.isGone(pack.packRef.pack)) continue;
+    await noting(problems, [...pack.generations], run.signal, () => verifyMoved(pack, tools, run.signal));
+  }
   const chosen = packs.filter(() => Math.random() * 100 < readPercent);
   const slabs = {
     stored: new SlabPool(SPAN_LIMITS.storedMax, GETS),
@@ -79,7 +83,7 @@ export async function verify(
     );
     for (const span of await spansOf(pack, tools, signal)) {
       await noting(problems, [...pack.generations], signal, async () => {
-        const opened = await openSpan(span, tools.repository.store, slabs, tools.workers, signal);
+        const opened = await openSpan(span, tools, slabs, signal);
         opened.slab.release();
         chunksRead += span.blobs.length;
         bytesRead += span.length;
@@ -158,8 +162,19 @@ async function verifyMap(
   }
 }
 
+/** Every slot in use of a pack that was rewritten lies somewhere else by now, and is the same there. */
+async function verifyMoved(
+  { packRef, slots }: UsedPack,
+  { directories }: ReadTools,
+  signal: AbortSignal,
+): Promise<void> {
+  await directories.places(packRef, slotsIn(slots, packRef.slotCount), signal);
+}
+
 /** No restore needs a pack's first bytes, but whoever finds the object by itself does. */
-async function verifyHeader(pack: string, { repository }: ReadTools, signal: AbortSignal): Promise<void> {
+async function verifyHeader(pack: string, tools: ReadTools, signal: AbortSignal): Promise<void> {
+  const { repository, directories } = tools;
+  if (directories.isGone(pack)) return; // rewritten: nothing of it is left
   const header = Buffer.alloc(PACK_HEADER_SIZE);
   await repository.store.getRange(packKey(pack), 0, header, signal);
   checkPackHeader(header, repository.config.encrypted, pack);
@@ -184,11 +199,16 @@ async function spansOf(
 }
 
 function spanList(pack: UsedPack, directory: Parameters<typeof spans>[1]): Parameters<typeof openSpan>[0][] {
-  const slots: number[] = [];
-  for (let slot = 0; slot < pack.packRef.slotCount; slot++) {
-    if ((pack.slots[slot >> 3]! & (1 << (slot & 7))) !== 0) slots.push(slot);
-  }
+  const slots = slotsIn(pack.slots, pack.packRef.slotCount);
   return [...spans({ packRef: pack.packRef, slots, chunks: slots }, directory, SPAN_LIMITS)];
+}
+
+function slotsIn(bits: Uint8Array, slotCount: number): number[] {
+  const slots: number[] = [];
+  for (let slot = 0; slot < slotCount; slot++) {
+    if ((bits[slot >> 3]! & (1 << (slot & 7))) !== 0) slots.push(slot);
+  }
+  return slots;
 }
 
 function countBits(bits: Uint8Array): number {

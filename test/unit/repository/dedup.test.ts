@@ -4,7 +4,9 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { damagedChunks, recordDamaged } from "../../../src/repository/damaged.ts";
+import { BadSlots, badChunks } from "../../../src/repository/bad-slots.ts";
+import { Forwards } from "../../../src/repository/forwards.ts";
+import { recordDamaged } from "../../../src/repository/damaged.ts";
 import { DedupIndex, type DedupScope } from "../../../src/repository/dedup.ts";
 import { IndexWriter } from "../../../src/repository/index-objects.ts";
 import { DiskMap } from "../../../src/repository/layer-stack.ts";
@@ -213,11 +215,14 @@ describe("R12: damaged slots", () => {
       never,
     );
     const index = await syncedIndex(repository);
-    expect(await all(damagedChunks(map, index.damaged, never))).toEqual([]);
+    const nothing = { packs: new Set<string>(), forwards: new Set<string>() };
+    const bad = ({ damaged }: DedupIndex): BadSlots =>
+      new BadSlots(damaged, nothing, new Forwards(repository));
+    expect(await all(badChunks(map, bad(index), never))).toEqual([]);
     await recordDamaged(repository, pack, [2], never);
     await recordDamaged(repository, pack, [1], never);
     await index.sync(never);
-    expect(await all(damagedChunks(map, index.damaged, never))).toEqual([
+    expect(await all(badChunks(map, bad(index), never))).toEqual([
       { first: 2, count: 2 },
       { first: 7, count: 1 },
     ]);
