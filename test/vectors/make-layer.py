@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the test vectors of the sections "Layer" and "Index" of src/repository/FORMAT.md, from that page alone.
+"""Writes the test vectors of the sections "Layer", "Index" and "Forwards" of src/repository/FORMAT.md, from that page alone.
 
 Needs python3 and its `cryptography` package. Run once for each version of the format; the files are committed:
 
@@ -19,6 +19,7 @@ REPOSITORY = "5f0c9a52-3d1b-4c7e-9e63-0b6a0f5d2c11"
 MASTER_KEY = bytes([7]) * 32
 LAYER = "a0000000-0000-4000-8000-000000000001"
 INDEX = "b0000000-0000-4000-8000-000000000001"
+FORWARD = "d0000000-0000-4000-8000-000000000001"
 PACKS = ["c0000000-0000-4000-8000-00000000000%d" % n for n in range(3)]
 CHUNK_SIZE = 65536
 DISK_SIZE = 100 * CHUNK_SIZE - 5
@@ -211,9 +212,88 @@ def index_vectors():
     return {"key": "index/web/" + INDEX, "pass": [vector("plain", False), vector("encrypted", True)], "fail": failing}
 
 
+def forward(runs, targets, encrypted=False, *, key=None, magic=b"BLKHFWRD", version=1, reserved=bytes(6), slots=None,
+            blob_bytes=None, target_count=None, run_count=None, raw_runs=None, after=b""):
+    """A forward of PACKS[0], which has 8 slots. Targets are (pack, slots); runs (first, slots, target, slot there)."""
+    overhead = 28 if encrypted else 0
+    key = "forwards/" + PACKS[0] + "/" + FORWARD if key is None else key
+    slot = b"".join(sha256(b"%d" % n) + struct.pack("<IIBI", 10 + overhead, 10, 0, n) for n in range(8))
+    body = uuid(PACKS[0]) + struct.pack("<I", 8 if slots is None else slots)
+    body += struct.pack("<Q", 8 * (10 + overhead) if blob_bytes is None else blob_bytes)
+    body += seal(encrypted, "directory", "packs/" + PACKS[0], slot)
+    body += struct.pack("<I", len(targets) if target_count is None else target_count)
+    for pack, count in targets:
+        body += uuid(pack) + sha256(pack.encode()) + struct.pack("<IQ", count, count * (10 + overhead))
+    body += struct.pack("<I", len(runs) if run_count is None else run_count)
+    end = 0
+    for first, count, target, there in runs:
+        body += varint(first - end) + varint(count - 1) + varint(target) + varint(there)
+        end = first + count
+    body += raw_runs or b""
+    object_ = magic + struct.pack("<H", version) + reserved + seal(encrypted, "forward", key, body + after)
+    return object_ + sha256(object_)
+
+
+def forward_vectors():
+    targets = [(PACKS[1], 300), (PACKS[2], 5)]
+    runs = [(0, 2, 0, 40), (3, 1, 1, 4), (5, 2, 0, 200), (7, 1, 0, 12)]
+    key = "forwards/" + PACKS[0] + "/" + FORWARD
+
+    def vector(name, encrypted):
+        return {
+            "name": name, "encrypted": encrypted, "hex": forward(runs, targets, encrypted).hex(),
+            "ids": [sha256(b"%d" % n).hex() for n in range(8)],
+            "moves": [
+                {"slot": first + n, "pack": targets[target][0], "digest": sha256(targets[target][0].encode()).hex(),
+                 "to": there + n}
+                for first, count, target, there in runs for n in range(count)
+            ],
+        }
+
+    def bad(name, code, object_):
+        return {"name": name, "code": code, "hex": object_.hex()}
+
+    good = forward(runs, targets)
+    one = [(0, 1, 0, 0)]
+    first = targets[:1]
+    failing = [
+        bad("empty", "E_FORWARD", b""),
+        bad("cut off", "E_FORWARD", good[:-1]),
+        bad("bytes after its end", "E_FORWARD", good + b"\0"),
+        bad("other magic", "E_FORWARD", forward(runs, targets, magic=b"BLKHINDX")),
+        bad("newer version", "E_FORWARD_VERSION", forward(runs, targets, version=2)),
+        bad("reserved bytes", "E_FORWARD", forward(runs, targets, reserved=bytes(5) + b"\1")),
+        bad("4 Gi slots", "E_FORWARD", forward(runs, targets, slots=0xFFFFFFFF)),
+        bad("no slots", "E_PACK_DIRECTORY", forward(runs, targets, slots=0)),
+        bad("blobs of another length", "E_PACK_DIRECTORY", forward(runs, targets, blob_bytes=81)),
+        bad("blobs past 2^53", "E_TOO_LARGE", forward(runs, targets, blob_bytes=1 << 60)),
+        bad("no targets", "E_FORWARD", forward(one, [], target_count=0)),
+        bad("more targets than slots", "E_FORWARD", forward(one, first, target_count=9)),
+        bad("targets that are not there", "E_TRUNCATED", forward(one, first, target_count=8)),
+        bad("target of no slots", "E_FORWARD", forward(one, [(PACKS[1], 0)])),
+        bad("target of 65,537 slots", "E_FORWARD", forward(one, [(PACKS[1], 65537)])),
+        bad("to its own pack", "E_FORWARD", forward(one, [(PACKS[0], 8)])),
+        bad("no runs", "E_FORWARD", forward([], first)),
+        bad("more runs than slots", "E_FORWARD", forward(one, first, run_count=9)),
+        bad("fewer runs than said", "E_TRUNCATED", forward(one, first, run_count=2)),
+        bad("more runs than said", "E_TRAILING", forward(runs, targets, run_count=3)),
+        bad("bytes after the runs", "E_TRAILING", forward(runs, targets, after=b"\0")),
+        bad("slots past the pack's", "E_FORWARD", forward([(7, 2, 0, 0)], first)),
+        bad("slots past the target's", "E_FORWARD", forward([(0, 2, 0, 299)], first)),
+        bad("unknown target", "E_FORWARD", forward([(0, 1, 1, 0)], first)),
+        bad("gap of 2^50 slots", "E_FORWARD", forward([], first, run_count=1, raw_runs=varint(1 << 50) + b"\0\0\0")),
+        bad("run of 2^52 slots", "E_FORWARD", forward([], first, run_count=1,
+                                                     raw_runs=b"\0" + varint(1 << 52) + b"\0\0")),
+        bad("number not in its shortest form", "E_VARINT", forward([], first, run_count=1,
+                                                                  raw_runs=b"\x80\0" + b"\0\0\0")),
+    ]
+    return {"key": key, "pass": [vector("plain", False), vector("encrypted", True)], "fail": failing}
+
+
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
-    for name, content in {"layers": layer_vectors(), "indexes": index_vectors()}.items():
+    vectors = {"layers": layer_vectors(), "indexes": index_vectors(), "forwards": forward_vectors()}
+    for name, content in vectors.items():
         with open(os.path.join(here, name + ".json"), "w", encoding="utf-8") as file:
             json.dump({"repository": REPOSITORY, **content}, file, indent=2)
             file.write("\n")
