@@ -25,7 +25,7 @@ export async function movePack(
   pack: string,
   slots?: readonly number[],
 ): Promise<MovedPack> {
-  const { store, sealer } = repository;
+  const { store } = repository;
   const old = await new PackDirectories(repository, { cacheBytes: 0 }).load(pack, never);
   const wanted = slots ?? Array.from({ length: old.slotCount }, (_, slot) => slot);
   const completed: CompletedPack[] = [];

@@ -11,7 +11,7 @@ import { storePacks } from "../../support/packs.ts";
 import { type MustFail, vectors } from "../../support/vectors.ts";
 
 const never = new AbortController().signal;
-const corrupt = expect.objectContaining({ kind: "corrupt" });
+const corrupt: unknown = expect.objectContaining({ kind: "corrupt" });
 
 interface ForwardVectors {
   readonly key: string;
