@@ -66,8 +66,8 @@ export class BadSlots {
       const forward = await this.#forwards.tryLoad(ref, id, signal);
       if (forward instanceof AppError) continue;
       const there = new Map<string, SlotSet | undefined>();
-      for (const target of forward.targets) there.set(target.pack, await this.of(target, signal));
-      for (const { slot, target, to } of forward.moves()) {
+      for (const target of forward.ways.targets) there.set(target.pack, await this.of(target, signal));
+      for (const { slot, target, to } of forward.ways.moves()) {
         if (there.get(target.pack)?.has(to) !== true) fate[slot] = good;
         else if (fate[slot] === nowhere) fate[slot] = ill;
       }

@@ -42,24 +42,19 @@ export interface Move {
   readonly to: number;
 }
 
-/** What a forward says. Every number was checked against the directories' sizes; that these are true was not (R10). */
-export class Forward implements OldPack {
-  readonly directory: PackDirectory;
-  readonly storedDirectory: Buffer;
+/** Where slots went: a few bytes a run, for whoever keeps many. */
+export class Ways {
   readonly targets: readonly PackRef[];
   readonly #runs: RunTable;
 
-  constructor(old: OldPack, targets: readonly PackRef[], runs: RunTable) {
-    this.directory = old.directory;
-    this.storedDirectory = old.storedDirectory;
+  constructor(targets: readonly PackRef[], runs: RunTable) {
     this.targets = targets;
     this.#runs = runs;
   }
 
-  /** Memory held, in bytes; for caches. */
+  /** Memory held, in bytes. */
   get memoryBytes(): number {
-    const { memoryBytes } = this.directory;
-    return this.storedDirectory.length + memoryBytes + this.targets.length * 300 + this.#runs.weight;
+    return this.targets.length * 300 + this.#runs.weight;
   }
 
   /** Where a slot went; undefined when this forward does not know. */
@@ -79,6 +74,11 @@ export class Forward implements OldPack {
       }
     }
   }
+}
+
+/** What a forward says. Every number was checked against the directories' sizes; that these are true was not (R10). */
+export interface Forward extends OldPack {
+  readonly ways: Ways;
 }
 
 /**
@@ -167,7 +167,7 @@ export function decodeForward(repository: Repository, key: string, bytes: Buffer
   const targets = decodeTargets(body, old.directory, what);
   const runs = decodeRuns(body, old.directory, targets, what);
   body.end();
-  return new Forward(old, targets, runs);
+  return { ...old, ways: new Ways(targets, runs) };
 }
 
 function decodeOldPack(repository: Repository, body: ByteReader, what: string): OldPack {

@@ -60,7 +60,7 @@ export class Forwards {
     if (forward === undefined) {
       const bytes = await this.#repository.store.get(key, FORWARD_MAX, signal);
       forward = decodeForward(this.#repository, key, bytes);
-      this.#cache.set(key, forward, forward.memoryBytes);
+      this.#cache.set(key, forward, memoryOf(forward));
     }
     const { directory } = forward;
     if (
@@ -99,4 +99,8 @@ export class Forwards {
     }
     return found;
   }
+}
+
+function memoryOf({ directory, storedDirectory, ways }: Forward): number {
+  return directory.memoryBytes + storedDirectory.length + ways.memoryBytes;
 }

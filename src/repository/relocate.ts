@@ -94,7 +94,7 @@ async function follow(
 ): Promise<AppError | undefined> {
   const byTarget = new Map<PackRef, { slot: number; to: number }[]>();
   for (const slot of slots) {
-    const place = forward.placeOf(slot);
+    const place = forward.ways.placeOf(slot);
     if (place === undefined) continue;
     const pairs = byTarget.get(place.target) ?? [];
     pairs.push({ slot, to: place.slot });

@@ -37,13 +37,13 @@ describe("forwards written by another program", () => {
     const forward = decodeForward(repository, written.key, Buffer.from(hex, "hex"));
     expect(ids.map((_, slot) => forward.directory.idAt(slot).toString("hex"))).toEqual(ids);
     expect(forward.directory.digest).toEqual(hash("sha256", forward.storedDirectory, "buffer"));
-    expect([...forward.moves()].map(plainMove)).toEqual(moves);
-    const places = ids.map((_, slot) => forward.placeOf(slot));
+    expect([...forward.ways.moves()].map(plainMove)).toEqual(moves);
+    const places = ids.map((_, slot) => forward.ways.placeOf(slot));
     expect(places.flatMap((place, slot) => (place === undefined ? [] : [[slot, place.slot]]))).toEqual(
       moves.map(({ slot, to }) => [slot, to]),
     );
     if (encrypted) return;
-    const again = encodeForward(repository, written.key, forward, forward.moves());
+    const again = encodeForward(repository, written.key, forward, forward.ways.moves());
     expect(again.toString("hex"), "written the same").toBe(hex);
   });
 
@@ -95,7 +95,7 @@ test.each(SEALINGS)("random moves are read back ($name)", async ({ encrypted }) 
     if (moves.length === 0) continue;
     const key = forwardKey(old!.pack, newUuid());
     const forward = decodeForward(repository, key, encodeForward(repository, key, old!, moves));
-    expect([...forward.moves()].map(plainMove), `seed ${seed}`).toEqual(moves.map(plainMove));
+    expect([...forward.ways.moves()].map(plainMove), `seed ${seed}`).toEqual(moves.map(plainMove));
   }
 });
 
@@ -111,7 +111,7 @@ test("R10: a forward counts only for the directory that a layer names", async ()
   const id = key.split("/")[2]!;
   const load = (changes: object) =>
     new Forwards(repository).load({ ...old.directory.ref, ...changes }, id, never);
-  expect([...(await load({})).moves()]).toHaveLength(3);
+  expect([...(await load({})).ways.moves()]).toHaveLength(3);
   for (const changes of [{ digest: Buffer.alloc(32) }, { slotCount: 5 }, { blobBytes: 399 }])
     await expect(load(changes)).rejects.toMatchObject({ code: "E_FORWARD" });
   const elsewhere = forwardKey(packName(3), id);
@@ -133,5 +133,5 @@ test("the largest forward there can be is read", () => {
   const key = forwardKey(directory.pack, newUuid());
   const bytes = encodeForward(repository, key, { directory, storedDirectory: stored }, moves);
   expect(bytes.length).toBeLessThanOrEqual(FORWARD_MAX);
-  expect(decodeForward(repository, key, bytes).placeOf(SLOTS_MAX - 1)).toMatchObject({ slot: 0 });
+  expect(decodeForward(repository, key, bytes).ways.placeOf(SLOTS_MAX - 1)).toMatchObject({ slot: 0 });
 });
