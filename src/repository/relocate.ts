@@ -64,7 +64,8 @@ export async function relocate(
       continue;
     }
     const open = slots.filter((slot) => !found.has(slot));
-    problem ??= await follow(forward, open, found, tools, signal, [...chain, ref.pack]);
+    const trouble = await follow(forward, open, found, tools, signal, [...chain, ref.pack]);
+    problem ??= trouble;
     if (found.size === slots.length) return found;
   }
   throw problem ?? packMissing(ref.pack);
