@@ -43,15 +43,25 @@ export function encodeIndexObject(
   return Buffer.concat([object, hash("sha256", object, "buffer")]);
 }
 
-/**
- * The directories in an index object, decoded one after the other.
- * @throws AppError E_INDEX, E_SEAL, E_PACK_DIRECTORY, E_TRUNCATED, E_TRAILING (corrupt), E_INDEX_VERSION (usage).
- */
+/** The directories in an index object, decoded one after the other. Throws as `decodeIndexedPacks`. */
 export function* decodeIndexObject(
   repository: Repository,
   key: string,
   bytes: Buffer,
 ): Generator<PackDirectory, void> {
+  for (const { directory } of decodeIndexedPacks(repository, key, bytes)) yield directory;
+}
+
+/**
+ * The packs in an index object, decoded one after the other; their stored directories are views on `bytes` or on what
+ * was opened of it.
+ * @throws AppError E_INDEX, E_SEAL, E_PACK_DIRECTORY, E_TRUNCATED, E_TRAILING (corrupt), E_INDEX_VERSION (usage).
+ */
+export function* decodeIndexedPacks(
+  repository: Repository,
+  key: string,
+  bytes: Buffer,
+): Generator<IndexedPack, void> {
   const what = `index object ${key}`;
   if (bytes.length < HEADER_SIZE + DIGEST_SIZE) throw indexError(what, "it is too short");
   const object = bytes.subarray(0, -DIGEST_SIZE);
@@ -73,13 +83,14 @@ export function* decodeIndexObject(
   body.end();
 }
 
-function decodePack(repository: Repository, body: ByteReader, what: string): PackDirectory {
+function decodePack(repository: Repository, body: ByteReader, what: string): IndexedPack {
   const pack = uuidText(body.bytes(16));
   const slotCount = body.u32();
   const blobBytes = body.u64();
   if (slotCount > SLOTS_MAX) throw indexError(what, `a pack of ${slotCount} slots cannot be`);
   const stored = body.bytes(directoryLength(slotCount, repository.sealer.encrypted));
-  return openDirectory(repository, pack, stored, blobBytes);
+  const directory = openDirectory(repository, pack, stored, blobBytes);
+  return { pack, directory, storedDirectory: stored };
 }
 
 function indexError(what: string, why: string): AppError {

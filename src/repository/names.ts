@@ -14,6 +14,7 @@ export const Prefix = {
   condemned: "condemned/",
   damaged: "damaged/",
   holds: "holds/",
+  forgotten: "forgotten/",
 } as const;
 
 export const REPOSITORY_KEY = "repository.json";
@@ -32,7 +33,8 @@ export type ObjectName =
   | { readonly type: "forward"; readonly pack: string; readonly id: string }
   | { readonly type: "condemned"; readonly prune: string }
   | { readonly type: "damaged"; readonly pack: string; readonly id: string }
-  | { readonly type: "hold"; readonly source: string; readonly generation: string };
+  | { readonly type: "hold"; readonly source: string; readonly generation: string }
+  | { readonly type: "forgotten"; readonly source: string; readonly generation: string };
 
 export function keySlotKey(id: string): string {
   return `${Prefix.keys}${id}.json`;
@@ -82,6 +84,10 @@ export function holdKey(source: string, generation: string): string {
   return `${Prefix.holds}${source}/${generation}.json`;
 }
 
+export function forgottenKey(source: string, generation: string): string {
+  return `${Prefix.forgotten}${source}/${generation}.json`;
+}
+
 const UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
 const SOURCE = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}";
 
@@ -110,6 +116,10 @@ const KEY_FORMS: readonly (readonly [RegExp, (first: string, second: string) => 
   [
     new RegExp(`^holds/(${SOURCE})/(${UUID})\\.json$`),
     (source, generation) => ({ type: "hold", source, generation }),
+  ],
+  [
+    new RegExp(`^forgotten/(${SOURCE})/(${UUID})\\.json$`),
+    (source, generation) => ({ type: "forgotten", source, generation }),
   ],
 ];
 

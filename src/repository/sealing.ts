@@ -16,6 +16,7 @@ const SEALED_TYPES = [
   "condemned",
   "damaged",
   "hold",
+  "forgotten",
 ] as const;
 
 export type SealedType = (typeof SEALED_TYPES)[number];

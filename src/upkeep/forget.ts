@@ -3,6 +3,7 @@ import { MiB } from "../bytes/size.ts";
 import { AppError, hasCode } from "../errors.ts";
 import { mapOrdered } from "../flow/map-ordered.ts";
 import type { Repository } from "../repository/config.ts";
+import { keepForgotten } from "../repository/forgotten.ts";
 import { MANIFEST_SIZE_MAX } from "../repository/manifest.ts";
 import { generationKey } from "../repository/names.ts";
 import type { PinLookup } from "../repository/pins.ts";
@@ -33,7 +34,8 @@ interface Read {
 }
 
 /**
- * Forgets what a plan says (R24): deletes manifests, and only those. What they name stays until a prune.
+ * Forgets what a plan says (R24): deletes manifests, and only those, when a copy is kept of each that can be read, so that
+ * it can be brought back. What they name stays until a prune.
  *
  * Oldest first, so that one that is stopped leaves the newest. After each deletion holds and pins are read again, and
  * what came meanwhile has its manifest put back, byte for byte; so are all of a batch that could not be finished.
@@ -116,7 +118,8 @@ async function forgetBatch(
   const before = await guardedNow();
   const going = batch.filter(({ judged }) => !before.has(judged.generation));
   if (going.length === 0) return stays;
-  const begunAt = Date.now();
+  const begunAt = Date.now(); // before the copies are dated: a prune counts what they name for its grace
+  await keepCopies(repository, going, signal);
   try {
     await repository.store.delete(
       going.map(({ key }) => key),
@@ -132,9 +135,23 @@ async function forgetBatch(
   return stays;
 }
 
+/** Keeps manifests for `restore-generation`; damaged ones are of no use to anybody. */
+async function keepCopies(
+  repository: Repository,
+  batch: readonly Read[],
+  signal: AbortSignal,
+): Promise<void> {
+  const now = await repository.store.now(signal);
+  const sound = batch.filter(({ judged }) => judged.digest !== undefined);
+  const kept = await Promise.allSettled(
+    sound.map(({ judged, stored }) => keepForgotten(repository, judged, stored, now, signal)),
+  );
+  for (const one of kept) if (one.status === "rejected") throw one.reason;
+}
+
 /**
  * Stores the very bytes again; those that are still there are no error.
- * @param begunAt before their deletion, by this machine's clock, which also counts while it sleeps.
+ * @param begunAt before their copies were made, by this machine's clock, which also counts while it sleeps.
  * @param cause why all of a batch are put back.
  */
 async function putBack(
@@ -153,7 +170,7 @@ async function putBack(
   if (lost.length === 0) return;
   const failed = puts.find((put) => put.status === "rejected");
   const names = lost.map(({ key }) => key).join(", ");
-  const message = `Generations were forgotten, and it could not be made sure that none of them is held or in use: ${names}`;
+  const message = `Generations were forgotten, and it could not be made sure that none of them is held or in use: ${names}; blockhaul restore-generation brings them back`;
   throw new AppError(
     "unavailable",
     "E_FORGET_HALF",

@@ -1,10 +1,11 @@
 import { expect, test, vi } from "vitest";
 import { AppError } from "../../../src/errors.ts";
 import type { Repository } from "../../../src/repository/config.ts";
+import { findForgotten, listForgotten } from "../../../src/repository/forgotten.ts";
 import { commitGeneration, loadGenerations } from "../../../src/repository/generations.ts";
 import { holdGeneration } from "../../../src/repository/holds.ts";
 import type { StoredManifest } from "../../../src/repository/manifest.ts";
-import { generationKey, holdKey } from "../../../src/repository/names.ts";
+import { forgottenKey, generationKey, holdKey } from "../../../src/repository/names.ts";
 import type { PinLookup } from "../../../src/repository/pins.ts";
 import { withPin } from "../../../src/restore/pin.ts";
 import { Calendar } from "../../../src/upkeep/calendar.ts";
@@ -83,7 +84,12 @@ test.each(SEALINGS)(
     expect(await carryOut(repository, plan!)).toEqual(plan);
     expect(await there(repository)).toEqual([...db, web[1], web[3], web[4]]);
     const removed = [web[0]!, web[2]!].map(({ generation }) => generationKey("web", generation));
-    expect([...repository.store.objects.keys()]).toEqual(before.filter((key) => !removed.includes(key)));
+    const copies = [web[0]!, web[2]!].map(({ generation }) => forgottenKey("web", generation));
+    expect([...repository.store.objects.keys()].sort()).toEqual(
+      [...before.filter((key) => !removed.includes(key)), ...copies].sort(),
+    );
+    const copied = await findForgotten(repository, web[2]!, never);
+    expect(copied?.manifest, "for whoever wants it back").toEqual(web[2]);
     expect((await planned(repository)).map(({ source, remove }) => [source, remove.length])).toEqual([
       ["db", 1],
       ["web", 0],
@@ -264,13 +270,15 @@ test("R24: whatever the order of requests, what was held or pinned is there in t
     };
     const end = Promise.withResolvers<undefined>();
     const started = Promise.withResolvers<undefined>();
-    const user =
-      round % 2 === 0
-        ? holdGeneration(shuffled(), web[0]!, details, never).finally(() => started.resolve(undefined))
-        : withPin(shuffled(), web[0]!, pinning, never, async () => {
-            started.resolve(undefined);
-            await end.promise;
-          }).finally(() => started.resolve(undefined));
+    const use = async (): Promise<unknown> => {
+      for (let turns = random(40); turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve));
+      if (round % 2 === 0) return await holdGeneration(shuffled(), web[0]!, details, never);
+      return await withPin(shuffled(), web[0]!, pinning, never, async () => {
+        started.resolve(undefined);
+        await end.promise;
+      });
+    };
+    const user = use().finally(() => started.resolve(undefined));
     const settled = user.then(
       () => true,
       () => false,
@@ -396,6 +404,7 @@ test("many: oldest first, a few requests for a batch of 64, and an unreadable ho
   expect(deleted).toEqual([web[0], web[64], web[129]].map((one) => generationKey("web", one!.generation)));
   const sent = (operation: string): number => (after[operation] ?? 0) - (before[operation] ?? 0);
   expect([sent("GetObject"), sent("DeleteObjects"), sent("ListObjectsV2"), sent("PutObject")]).toEqual([
-    149, 3, 12, 0,
+    149, 3, 12, 149,
   ]);
+  expect(await listForgotten(repository, "web", never)).toHaveLength(149);
 });

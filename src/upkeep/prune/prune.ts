@@ -1,0 +1,239 @@
+import { AppError, hasCode } from "../../errors.ts";
+import { condemn, loadCondemned, type CondemnedRecord } from "../../repository/condemned.ts";
+import type { Repository } from "../../repository/config.ts";
+import type { ForgottenName } from "../../repository/forgotten.ts";
+import { acquireLease, DEFAULT_LEASE, type Lease, type LeaseHolder } from "../../repository/leases.ts";
+import { forgottenKey, uuidv7 } from "../../repository/names.ts";
+import type { PinLookup } from "../../repository/pins.ts";
+import type { RequestCounts } from "../../store/store.ts";
+import { Live, markLive } from "./mark.ts";
+import { takeOutOfIndex } from "./rewrite-index.ts";
+import { readRoots, type Roots } from "./roots.ts";
+import {
+  condemnedSince,
+  isNeeded,
+  survey,
+  tallyOf,
+  type DeadObject,
+  type Survey,
+  type Tally,
+} from "./survey.ts";
+import { sweep } from "./sweep.ts";
+import { damagedPacks, findLitter, type Litter } from "./tidy.ts";
+
+/** In place of a source, in the lease of a prune; begins like no name that anybody would choose. */
+const LEASE_NAME = "-prune";
+
+/** Keys a request: what S3 takes. */
+const BATCH_MAX = 1000;
+
+export interface PruneOptions {
+  /**
+   * Milliseconds for which nothing young, nothing forgotten and nothing condemned is touched. Whoever lets people choose
+   * keeps it above the hour in which a `forget` may put a manifest back (R24).
+   */
+  readonly graceMs: number;
+  /** Say only what would be done; write and delete nothing. */
+  readonly dryRun: boolean;
+  readonly lookup: PinLookup;
+  readonly holder: LeaseHolder;
+  readonly warn: (message: string) => void;
+}
+
+export interface PruneReport {
+  readonly dryRun: boolean;
+  readonly generations: number;
+  /** Forgotten, and can be brought back. */
+  readonly forgotten: number;
+  readonly layersRead: number;
+  readonly live: Tally;
+  /** Condemned by this run. */
+  readonly condemned: Tally;
+  /** Condemned before, and deleted by this run. */
+  readonly deleted: Tally;
+  /** Condemned not long enough ago. */
+  readonly waiting: Tally;
+  /** Condemned, and in use all the same. */
+  readonly kept: Tally;
+  /** Dead, but too young to be condemned. */
+  readonly young: Tally;
+  /** Small objects removed, by kind. */
+  readonly tidied: Readonly<Record<"forgotten" | keyof Litter, number>>;
+  readonly indexesReplaced: number;
+  readonly requests: RequestCounts;
+  readonly seconds: number;
+}
+
+/**
+ * Removes what nobody needs, in two steps (FORMAT.md, "Collection"): what is dead and older than the grace is condemned;
+ * what was condemned longer than the grace ago, and is still dead, is deleted. Every step may be cut off and is
+ * made up for by the next run; two runs at once only do the work twice, and a lease keeps them apart.
+ *
+ * @throws AppError E_PRUNING (locked): another one runs; E_PRUNE_UNREADABLE, E_PACK_CONFLICT (corrupt): it cannot be
+ *   told what is in use, and nothing was condemned or deleted; errors of the store.
+ */
+export async function prune(
+  repository: Repository,
+  options: PruneOptions,
+  run: AbortController,
+): Promise<PruneReport> {
+  if (options.dryRun) return await new Prune(repository, options, run).work(undefined);
+  const lease = await acquirePruneLease(repository, options, run.signal);
+  try {
+    return await new Prune(repository, options, run).work(lease);
+  } finally {
+    await lease.release();
+  }
+}
+
+async function acquirePruneLease(
+  repository: Repository,
+  { holder, lookup }: PruneOptions,
+  signal: AbortSignal,
+): Promise<Lease> {
+  const id = uuidv7((await repository.store.now(signal)).getTime());
+  const settings = { ...DEFAULT_LEASE, holder, isGone: lookup.isGone };
+  try {
+    return await acquireLease(repository, LEASE_NAME, id, settings, signal);
+  } catch (error) {
+    if (!hasCode(error, "E_LOCKED")) throw error;
+    const { host, pid, expires } = error.context;
+    const message = `The repository is being pruned by process ${String(pid)} on ${String(host)}; wait for it, or until ${String(expires)} if it died`;
+    throw new AppError("locked", "E_PRUNING", message, error.context, error);
+  }
+}
+
+/** One run, and what it knows so far. */
+class Prune {
+  readonly #repository: Repository;
+  readonly #options: PruneOptions;
+  readonly #run: AbortController;
+  readonly #live = new Live();
+  readonly #startedMs = performance.now();
+  readonly #requestsBefore: RequestCounts;
+  #layersRead = 0;
+  /** R7: min(now, start of the oldest live run) − grace, milliseconds since 1970; never rises. */
+  #limitMs = Infinity;
+
+  constructor(repository: Repository, options: PruneOptions, run: AbortController) {
+    this.#repository = repository;
+    this.#options = options;
+    this.#run = run;
+    this.#requestsBefore = repository.store.requests();
+  }
+
+  /** @param lease that of this run; none: nothing is written. */
+  async work(lease: Lease | undefined): Promise<PruneReport> {
+    const repository = this.#repository;
+    const { signal } = this.#run;
+    const now = await repository.store.now(signal);
+    const roots = await this.#mark(now);
+    const records: CondemnedRecord[] = [];
+    for await (const record of loadCondemned(repository, signal)) records.push(record);
+    const condemned = condemnedSince(records);
+    const wanted = await damagedPacks(repository, signal);
+    const limit = new Date(this.#limitMs);
+    const found = await survey(repository, this.#live, { limit, condemned, wanted }, signal);
+    const facts = { now, limit, live: this.#live, roots, records, found };
+    const litter = await findLitter(repository, facts, signal);
+    if (lease === undefined) return this.#report(roots, found, found.expired, litter, 0);
+
+    // Before the generations are listed again: whoever brings one back looks its record up after the manifest is there.
+    await this.#deleteAll(roots.expired.map(keyOfForgotten));
+    const indexesReplaced = await this.#condemn(found.fresh, condemned);
+    await lease.check(signal);
+    const deleted = await sweep(
+      repository,
+      found.expired,
+      async (objects) => {
+        await this.#mark(await repository.store.now(signal));
+        return objects.filter((one) => !isNeeded(this.#live, one) && condemned.get(one.id)! <= this.#limitMs);
+      },
+      signal,
+    );
+    await this.#deleteAll([...litter.runs, ...litter.leases, ...litter.damaged, ...litter.condemned]);
+    return this.#report(roots, found, deleted, litter, indexesReplaced);
+  }
+
+  /** Reads what counts now, and adds it to what is live. */
+  async #mark(now: Date): Promise<Roots> {
+    const { graceMs, lookup, warn } = this.#options;
+    const forgottenSince = new Date(now.getTime() - graceMs);
+    const roots = await readRoots(this.#repository, { forgottenSince, lookup, warn }, this.#run);
+    const starts = roots.liveRuns.map(({ startedAt }) => Date.parse(startedAt));
+    this.#limitMs = Math.min(this.#limitMs, Math.min(now.getTime(), ...starts) - graceMs);
+    this.#layersRead += await markLive(this.#repository, this.#live, roots, warn, this.#run);
+    return roots;
+  }
+
+  /** R5, R1: out of the index first; and the record is durable before generations are listed again. */
+  async #condemn(fresh: readonly DeadObject[], before: ReadonlyMap<string, number>): Promise<number> {
+    if (fresh.length === 0) return 0;
+    const { signal } = this.#run;
+    const packs = fresh.filter(({ type }) => type === "pack").map(({ id }) => id);
+    const layers = fresh.filter(({ type }) => type === "layer").map(({ id }) => id);
+    const listedNoMore = new Set([...packs, ...before.keys()]);
+    const replaced =
+      packs.length === 0
+        ? 0
+        : await takeOutOfIndex(this.#repository, listedNoMore, this.#options.warn, signal);
+    await condemn(this.#repository, packs, layers, await this.#repository.store.now(signal), signal);
+    return replaced;
+  }
+
+  async #deleteAll(keys: readonly string[]): Promise<void> {
+    for (let from = 0; from < keys.length; from += BATCH_MAX) {
+      await this.#repository.store.delete(keys.slice(from, from + BATCH_MAX), this.#run.signal);
+    }
+  }
+
+  #report(
+    roots: Roots,
+    found: Survey,
+    deleted: readonly DeadObject[],
+    litter: Litter,
+    indexesReplaced: number,
+  ): PruneReport {
+    const gone = new Set(deleted.map(({ key }) => key));
+    const spared = tallyOf(found.expired.filter(({ key }) => !gone.has(key)));
+    const requests: Record<string, number> = {};
+    for (const [operation, count] of Object.entries(this.#repository.store.requests())) {
+      const sent = count - (this.#requestsBefore[operation] ?? 0);
+      if (sent > 0) requests[operation] = sent;
+    }
+    return {
+      dryRun: this.#options.dryRun,
+      generations: roots.generations,
+      forgotten: roots.forgotten,
+      layersRead: this.#layersRead,
+      live: plain(found.live),
+      condemned: plain(tallyOf(found.fresh)),
+      deleted: plain(tallyOf(deleted)),
+      waiting: plain(found.waiting),
+      kept: sum(found.kept, spared),
+      young: plain(found.young),
+      tidied: {
+        forgotten: roots.expired.length,
+        runs: litter.runs.length,
+        leases: litter.leases.length,
+        damaged: litter.damaged.length,
+        condemned: litter.condemned.length,
+      },
+      indexesReplaced,
+      requests,
+      seconds: (performance.now() - this.#startedMs) / 1000,
+    };
+  }
+}
+
+function keyOfForgotten({ source, generation }: ForgottenName): string {
+  return forgottenKey(source, generation);
+}
+
+function plain({ packs, layers, bytes }: Tally): Tally {
+  return { packs, layers, bytes };
+}
+
+function sum(a: Tally, b: Tally): Tally {
+  return { packs: a.packs + b.packs, layers: a.layers + b.layers, bytes: a.bytes + b.bytes };
+}
