@@ -112,21 +112,32 @@ export class NbdProxy {
   async #strike(rule: NbdRule, frame: NbdFrame, client: Socket, order: Reorder): Promise<void> {
     const { signal } = this.#closing;
     const { value } = rule;
-    if (rule.kind === "reorder" && frame.cookie === undefined) return await order.pass(frame); // of the handshake
+    if (rule.kind === "reorder" && frame.cookie === undefined) {
+      await order.pass(frame);
+      return;
+    } // of the handshake
     this.hits.push(rule.kind);
     switch (rule.kind) {
       case "delay":
         await delay(value % 800, undefined, { signal });
-        return await order.pass(frame);
+        {
+          await order.pass(frame);
+          return;
+        }
       case "stall":
         await delay(2000 + (value % 4000), undefined, { signal });
         client.destroy();
         return;
       case "away":
         this.#awayUntil = performance.now() + (value % 3000);
-        return await cut(client, frame);
-      case "cut":
-        return await cut(client, frame);
+        {
+          await cut(client, frame);
+          return;
+        }
+      case "cut": {
+        await cut(client, frame);
+        return;
+      }
       case "reorder":
         order.hold(frame);
         return;

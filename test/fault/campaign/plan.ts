@@ -87,8 +87,8 @@ function planRun(random: Random): RunPlan {
     pick: random(1000),
     host: random(HOSTS),
     startMs: random(2) === 0 ? 0 : random(1500),
-    s3: Array.from({ length: times(6) }, () => planS3(random, reads)),
-    nbd: Array.from({ length: times(2) }, () => planNbd(random)),
+    s3: Array.from({ length: times(9) }, () => planS3(random, reads)),
+    nbd: Array.from({ length: times(3) }, () => planNbd(random)),
     stop:
       troubled && random(4) === 0
         ? { signal: random(4) === 0 ? "SIGINT" : "SIGKILL", afterMs: 300 + random(2500) }
@@ -98,7 +98,7 @@ function planRun(random: Random): RunPlan {
 }
 
 function planS3(random: Random, reads: boolean): S3Rule {
-  const kind = S3_FAULTS[random(S3_FAULTS.length)]!;
+  const kind = pickS3Fault(random);
   const classes = REQUEST_CLASSES.filter(({ fits, ofReaders }) => fits(kind) && (ofReaders || !reads));
   const { name } = classes[random(classes.length)]!;
   return {
@@ -108,6 +108,13 @@ function planS3(random: Random, reads: boolean): S3Rule {
     every: random(5) === 0 && canRepeat(kind) ? 2 + random(6) : undefined,
     value: random(1_000_000),
   };
+}
+
+/** Whatever comes after a kill or a stall does not come, or comes late: they are rarer than the others. */
+function pickS3Fault(random: Random): S3FaultKind {
+  const kind = S3_FAULTS[random(S3_FAULTS.length)]!;
+  const rare = kind.startsWith("kill") || kind === "stall";
+  return rare && random(3) > 0 ? S3_FAULTS[random(S3_FAULTS.length)]! : kind;
 }
 
 /** Faults that a run survives however often they come, if not all its requests have them. */

@@ -101,30 +101,56 @@ export class S3Proxy {
     switch (rule.kind) {
       case "delay":
         await this.#pause(rule.value % 800);
-        return await this.#passOn(message, answer, body);
+        {
+          await this.#passOn(message, answer, body);
+          return;
+        }
       case "stall":
         await this.#pause(2000 + (rule.value % 4000));
-        return reset(answer);
-      case "reset before":
-        return reset(answer);
+        {
+          reset(answer);
+          return;
+        }
+      case "reset before": {
+        reset(answer);
+        return;
+      }
       case "reset after":
         await drained(await this.#send(message, body));
-        return reset(answer);
+        {
+          reset(answer);
+          return;
+        }
       case "cut request":
         await this.#sendHalf(message, body);
-        return reset(answer);
-      case "cut answer":
-        return await this.#cutAnswer(struck);
-      case "refuse before":
-        return this.#refuse(answer, rule);
+        {
+          reset(answer);
+          return;
+        }
+      case "cut answer": {
+        await this.#cutAnswer(struck);
+        return;
+      }
+      case "refuse before": {
+        this.#refuse(answer, rule);
+        return;
+      }
       case "refuse after":
         await drained(await this.#send(message, body));
-        return this.#refuse(answer, rule);
+        {
+          this.#refuse(answer, rule);
+          return;
+        }
       case "twice":
         await drained(await this.#send(message, body));
-        return await this.#passOn(message, answer, body);
-      case "damage request":
-        return await this.#passOn(message, answer, damaged(body, rule.value));
+        {
+          await this.#passOn(message, answer, body);
+          return;
+        }
+      case "damage request": {
+        await this.#passOn(message, answer, damaged(body, rule.value));
+        return;
+      }
       case "damage answer": {
         const reply = await this.#send(message, body);
         const bytes = Buffer.concat((await reply.toArray()) as Buffer[]);
@@ -135,14 +161,23 @@ export class S3Proxy {
       }
       case "clock":
         this.#clockOffS = (rule.value % (2 * CLOCK_OFF_MAX_S)) - CLOCK_OFF_MAX_S;
-        return await this.#passOn(message, answer, body);
+        {
+          await this.#passOn(message, answer, body);
+          return;
+        }
       case "kill before":
         await this.onKill();
-        return reset(answer);
+        {
+          reset(answer);
+          return;
+        }
       case "kill after":
         await drained(await this.#send(message, body));
         await this.onKill();
-        return reset(answer);
+        {
+          reset(answer);
+          return;
+        }
     }
   }
 
@@ -173,7 +208,10 @@ export class S3Proxy {
   async #cutAnswer({ message, answer, body }: Struck): Promise<void> {
     const reply = await this.#send(message, body);
     const bytes = Buffer.concat((await reply.toArray()) as Buffer[]);
-    if (bytes.length < 2) return reset(answer);
+    if (bytes.length < 2) {
+      reset(answer);
+      return;
+    }
     this.#head(answer, reply);
     await new Promise<void>((sent) => {
       answer.write(bytes.subarray(0, bytes.length >> 1), () => sent());

@@ -164,7 +164,8 @@ function outcomeProblems(place: Place, result: CliResult, expected: ReadonlySet<
   const problems: string[] = [];
   if (code !== null && !CLOSED_SET.has(code)) problems.push(`exit code ${code} is not one of ours`);
   else if (code !== null && !expected.has(code)) problems.push(`exit code ${code} is explained by nothing`);
-  if (code === null && signal !== "SIGKILL") problems.push(`ended by ${signal}`);
+  const asked = signal === "SIGKILL" || signal === "SIGINT"; // the latter before it had begun to listen
+  if (code === null && !asked) problems.push(`ended by ${signal}`);
   if (/^ {4}at /m.test(stderr)) problems.push("a stack trace on stderr");
   if (place.secrets.some((secret) => stdout.includes(secret) || stderr.includes(secret))) {
     problems.push("a secret in its output");
