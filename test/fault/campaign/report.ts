@@ -36,6 +36,11 @@ export class Report {
     this.#generations += generations;
   }
 
+  /** How many faults struck a run that was under way. */
+  get faultsHit(): number {
+    return sum(this.#hit);
+  }
+
   /** One JSON document on a line. */
   toString(): string {
     return JSON.stringify({
@@ -46,7 +51,7 @@ export class Report {
       runs: Object.fromEntries([...this.#runs].sort()),
       planned: Object.fromEntries([...this.#planned].sort()),
       hit: Object.fromEntries([...this.#hit].sort()),
-      faultsHit: sum(this.#hit),
+      faultsHit: this.faultsHit,
       problems: this.problems.length,
       losses: this.losses,
     });
