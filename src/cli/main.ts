@@ -10,7 +10,9 @@ import { holdCommand, releaseCommand } from "./commands/hold.ts";
 import { initCommand } from "./commands/init.ts";
 import { keyCommand } from "./commands/key.ts";
 import { listCommand } from "./commands/list.ts";
+import { pruneCommand } from "./commands/prune.ts";
 import { restoreCommand } from "./commands/restore.ts";
+import { restoreGenerationCommand } from "./commands/restore-generation.ts";
 import { showCommand } from "./commands/show.ts";
 import { statsCommand } from "./commands/stats.ts";
 import { verifyCommand } from "./commands/verify.ts";
@@ -56,6 +58,8 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
     holdCommand(),
     releaseCommand(),
     forgetCommand(),
+    restoreGenerationCommand(),
+    pruneCommand(),
     bitmapCommand(),
     keyCommand(),
     doctorCommand(),

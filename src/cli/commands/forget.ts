@@ -27,7 +27,7 @@ export function forgetCommand(): Command {
 
 What any rule keeps is kept; of a period (an hour, a day, ...) the newest. The newest generation of a source stays, and so do
 those that are held or in use by a restore or a backup. Only manifests are deleted: the data they named stays stored
-until a prune removes it.`,
+until a prune removes it, and restore-generation brings them back until then.`,
     )
     .argument("[generations...]", "these instead of a policy; the newest of a source only by its id")
     .option("--source <NAME>", "only this source; repeatable (default: each)", collect, []);

@@ -2,10 +2,13 @@ import { Command } from "commander";
 import { formatSize } from "../../bytes/size.ts";
 import type { AppError } from "../../errors.ts";
 import { loadGenerations } from "../../repository/generations.ts";
+import type { ForgottenName } from "../../repository/forgotten.ts";
 import { loadHolds } from "../../repository/holds.ts";
 import type { Manifest } from "../../repository/manifest.ts";
-import { generationKey } from "../../repository/names.ts";
+import { generationKey, uuidTime } from "../../repository/names.ts";
 import { lockedUntil } from "../../repository/object-lock.ts";
+import { DEFAULT_GRACE_MS } from "../../upkeep/prune/grace.ts";
+import { listReturnable } from "../../upkeep/restore-generation.ts";
 import { action } from "../action.ts";
 import { generationDocument } from "../documents.ts";
 import { table } from "../output.ts";
@@ -13,6 +16,7 @@ import { withRepository, type RepositoryFlags } from "../session.ts";
 
 interface Flags extends RepositoryFlags {
   readonly source?: string;
+  readonly forgotten?: boolean;
 }
 
 export function listCommand(): Command {
@@ -21,11 +25,18 @@ export function listCommand(): Command {
     .summary("list generations")
     .description("Lists generations, oldest first: when, what kind and why, what was read and stored.")
     .option("--source <NAME>", "only generations of this source")
+    .option("--forgotten", "those that were forgotten, and can be brought back")
     .addHelpText("after", "\nExample:\n  blockhaul list -r s3://my-bucket/vms --source web")
     .action(
       action(async (cli, command) => {
         const flags = command.optsWithGlobals<Flags>();
         await withRepository(flags, cli, async (repository) => {
+          if (flags.forgotten === true) {
+            const names = await listReturnable(repository, flags.source, cli.run.signal);
+            const documents = names.map(forgottenDocument);
+            cli.output.result({ forgotten: documents }, () => forgottenText(documents));
+            return;
+          }
           let damaged: AppError | undefined;
           const onDamaged = (error: AppError): void => {
             damaged ??= error;
@@ -77,4 +88,34 @@ export function listCommand(): Command {
         });
       }),
     );
+}
+
+interface ForgottenDocument {
+  readonly generation: string;
+  readonly source: string;
+  readonly frozenAt: string;
+  readonly forgottenAt: string;
+  /** No prune with the usual grace takes it before. */
+  readonly until: string;
+}
+
+function forgottenDocument({ generation, source, lastModified }: ForgottenName): ForgottenDocument {
+  const frozenAt = new Date(uuidTime(generation) ?? 0).toISOString();
+  const until = new Date(lastModified.getTime() + DEFAULT_GRACE_MS).toISOString();
+  return { generation, source, frozenAt, forgottenAt: lastModified.toISOString(), until };
+}
+
+function forgottenText(documents: readonly ForgottenDocument[]): string {
+  if (documents.length === 0) return "No generation can be brought back";
+  const minute = (time: string): string => time.replace(/:\d\d\.\d+Z$/, "Z");
+  return table(
+    ["GENERATION", "SOURCE", "TAKEN", "FORGOTTEN", "CAN BE BROUGHT BACK"],
+    documents.map(({ generation, source, frozenAt, forgottenAt, until }) => [
+      generation,
+      source,
+      minute(frozenAt),
+      minute(forgottenAt),
+      `until the first prune after ${minute(until)}`,
+    ]),
+  );
 }

@@ -270,13 +270,15 @@ test("R24: whatever the order of requests, what was held or pinned is there in t
     };
     const end = Promise.withResolvers<undefined>();
     const started = Promise.withResolvers<undefined>();
-    const use = async (): Promise<unknown> => {
+    const use = async (): Promise<void> => {
       for (let turns = random(40); turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve));
-      if (round % 2 === 0) return await holdGeneration(shuffled(), web[0]!, details, never);
-      return await withPin(shuffled(), web[0]!, pinning, never, async () => {
-        started.resolve(undefined);
-        await end.promise;
-      });
+      if (round % 2 === 0) await holdGeneration(shuffled(), web[0]!, details, never);
+      else {
+        await withPin(shuffled(), web[0]!, pinning, never, async () => {
+          started.resolve(undefined);
+          await end.promise;
+        });
+      }
     };
     const user = use().finally(() => started.resolve(undefined));
     const settled = user.then(

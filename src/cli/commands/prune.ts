@@ -1,0 +1,117 @@
+import { Command } from "commander";
+import { formatSize } from "../../bytes/size.ts";
+import { RUN_GRACE_MS } from "../../repository/pins.ts";
+import { DEFAULT_GRACE_MS, parseGrace } from "../../upkeep/prune/grace.ts";
+import { prune, type PruneReport } from "../../upkeep/prune/prune.ts";
+import type { Tally } from "../../upkeep/prune/survey.ts";
+import { action } from "../action.ts";
+import { table } from "../output.ts";
+import { isGone, thisProcess } from "../process.ts";
+import { withRepository, type RepositoryFlags } from "../session.ts";
+
+interface Flags extends RepositoryFlags {
+  readonly dryRun?: boolean;
+  readonly grace?: string;
+}
+
+export function pruneCommand(): Command {
+  return new Command("prune")
+    .summary("remove what no generation needs")
+    .description(
+      `Removes what no generation needs, in two steps: it condemns what is older than the grace, and deletes what an earlier
+prune condemned longer than the grace ago. So data of a forgotten generation goes with the second or third prune
+after it; until the first, restore-generation brings the generation back.
+
+Backups and restores may run meanwhile. A damaged manifest or layer stops it before anything is condemned.`,
+    )
+    .option("--dry-run", "show what would be condemned and deleted; write nothing")
+    .option(
+      "--grace <TIME>",
+      "leave alone what is younger, or was forgotten or condemned later: 24h, 3d, 2w; at least 2h",
+      "24h",
+    )
+    .addHelpText(
+      "after",
+      `
+Examples:
+  blockhaul prune -r s3://my-bucket/vms --dry-run
+  blockhaul prune -r s3://my-bucket/vms --grace 3d`,
+    )
+    .action(
+      action(async (cli, command) => {
+        const flags = command.optsWithGlobals<Flags>();
+        const graceMs = flags.grace === undefined ? DEFAULT_GRACE_MS : parseGrace(flags.grace);
+        await withRepository(flags, cli, async (repository) => {
+          const options = {
+            graceMs,
+            dryRun: flags.dryRun === true,
+            lookup: { graceMs: RUN_GRACE_MS, isGone },
+            holder: thisProcess(),
+            warn: (message: string) => cli.output.warn(message),
+          };
+          const report = await prune(repository, options, cli.run);
+          cli.output.result(report, () => text(report));
+        });
+      }),
+    );
+}
+
+function text(report: PruneReport): string {
+  const would = report.dryRun ? "would be " : "";
+  const rows: [string, Tally, string][] = [
+    [
+      "in use",
+      report.live,
+      `by ${counted(report.generations, "generation")}${forgottenToo(report.forgotten)}`,
+    ],
+    [`${would}deleted`, report.deleted, "condemned longer than the grace ago, and still of no use"],
+    [`${would}condemned`, report.condemned, "of no use; a prune deletes it when the grace is over"],
+    ["waiting", report.waiting, "condemned, the grace is not over"],
+    ["kept", report.kept, "condemned, but a generation uses it all the same"],
+    ["too young", report.young, "of no use yet: perhaps of a backup that is running"],
+  ];
+  const shown = rows.filter(([, tally], index) => index === 0 || tally.packs + tally.layers > 0);
+  const lines = shown.map(([what, { packs, layers, bytes }, why]) => [
+    what,
+    String(packs),
+    String(layers),
+    formatSize(bytes),
+    why,
+  ]);
+  const freed = `${report.dryRun ? "Would free" : "Freed"} ${formatSize(report.deleted.bytes)}`;
+  const later = report.condemned.bytes + report.waiting.bytes;
+  const summary = later === 0 ? freed : `${freed}; ${formatSize(later)} will be freed by a later prune`;
+  return [
+    table(["", "PACKS", "LAYERS", "SIZE", "WHY"], lines),
+    summary,
+    ...tidied(report),
+    `Requests: ${
+      Object.entries(report.requests)
+        .map(([operation, count]) => `${operation} ${count}`)
+        .join(", ") || "none"
+    }`,
+  ].join("\n");
+}
+
+function forgottenToo(forgotten: number): string {
+  return forgotten === 0 ? "" : `, and ${forgotten} forgotten that can be brought back`;
+}
+
+function tidied({ dryRun, tidied: gone, indexesReplaced }: PruneReport): string[] {
+  const kinds = [
+    [gone.forgotten, "copy of a forgotten manifest", "copies of forgotten manifests"],
+    [gone.runs, "record of a run", "records of runs"],
+    [gone.leases, "dead lease", "dead leases"],
+    [gone.damaged, "record of damage", "records of damage"],
+    [gone.condemned, "record of what was deleted", "records of what was deleted"],
+    [indexesReplaced, "index object, replaced", "index objects, replaced"],
+  ] as const;
+  const some = kinds.filter(([count]) => count > 0);
+  if (some.length === 0) return [];
+  const list = some.map(([count, one, many]) => `${count} ${count === 1 ? one : many}`).join(", ");
+  return [`${dryRun ? "Would remove" : "Removed"} besides: ${list}`];
+}
+
+function counted(count: number, what: string): string {
+  return `${count} ${what}${count === 1 ? "" : "s"}`;
+}
