@@ -81,15 +81,12 @@ function text(report: PruneReport): string {
   const freed = `${report.dryRun ? "Would free" : "Freed"} ${formatSize(report.deleted.bytes)}`;
   const later = report.condemned.bytes + report.waiting.bytes;
   const summary = later === 0 ? freed : `${freed}; ${formatSize(later)} will be freed by a later prune`;
+  const requests = Object.entries(report.requests).map(([operation, count]) => `${operation} ${count}`);
   return [
     table(["", "PACKS", "LAYERS", "SIZE", "WHY"], lines),
     summary,
     ...tidied(report),
-    `Requests: ${
-      Object.entries(report.requests)
-        .map(([operation, count]) => `${operation} ${count}`)
-        .join(", ") || "none"
-    }`,
+    ...(requests.length > 0 ? [`Requests: ${requests.join(", ")}`] : []),
   ].join("\n");
 }
 
