@@ -5,6 +5,7 @@ Needs python3 and its `cryptography` package. Run once for each version of the f
 
     python3 test/vectors/make.py
 """
+import base64
 import hashlib
 import hmac
 import json
@@ -456,6 +457,77 @@ def hold_vectors():
     }
 
 
+def forgotten_vectors():
+    manifests = manifest_vectors()
+    generation = manifests["generation"]
+    key = f"forgotten/web/{generation}.json"
+    def copy_of(vector):
+        return {
+            "format": 1, "repository": REPOSITORY, "source": "web", "generation": generation,
+            "forgottenAt": "2026-11-23T03:00:00.000Z",
+            "manifest": base64.b64encode(bytes.fromhex(vector["hex"])).decode(),
+        }
+    plain, sealed = (copy_of(vector) for vector in manifests["pass"])
+    failing = []
+
+    def bad(name, code, **fields):
+        document = {name_: value for name_, value in {**plain, **fields}.items() if value is not ...}
+        failing.append({"name": name, "code": code, "hex": record(document).hex()})
+
+    bad("of another repository", "E_MISPLACED", repository="00000000-0000-4000-8000-000000000000")
+    bad("of another source", "E_MISPLACED", source="db")
+    bad("of another generation", "E_MISPLACED", generation="019aa951-0000-7000-8000-000000000002")
+    bad("without the manifest", "E_RECORD", manifest=...)
+    bad("a manifest that is not base64", "E_RECORD", manifest="{}")
+    bad("time without milliseconds", "E_RECORD", forgottenAt="2026-11-23T03:00:00Z")
+    bad("unknown field", "E_RECORD", novelty=1)
+    bad("newer format", "E_RECORD", format=2)
+    return {
+        "source": "web", "generation": generation, "key": key, "manifest": manifests["pass"][0]["manifest"],
+        "pass": [
+            {"name": "plain", "encrypted": False, "hex": record(plain).hex(), "record": plain},
+            {"name": "encrypted", "encrypted": True, "record": sealed,
+             "hex": seal("forgotten", key, record(sealed), nonce_of("good forgotten")).hex()},
+        ],
+        "fail": failing,
+    }
+
+
+def condemned_vectors():
+    prune = "c0de0000-0000-4000-8000-000000000001"
+    good = {
+        "format": 1, "repository": REPOSITORY, "prune": prune, "since": "2026-11-23T03:00:00.000Z",
+        "packs": ["c0000000-0000-4000-8000-000000000000", "c0000000-0000-4000-8000-000000000001"],
+        "layers": ["1a000000-0000-4000-8000-000000000000"],
+    }
+    key = f"condemned/{prune}.json"
+    failing = []
+
+    def bad(name, code, **fields):
+        document = {name_: value for name_, value in {**good, **fields}.items() if value is not ...}
+        failing.append({"name": name, "code": code, "hex": record(document).hex()})
+
+    bad("of another repository", "E_MISPLACED", repository="00000000-0000-4000-8000-000000000000")
+    bad("of another prune", "E_MISPLACED", prune="c0de0000-0000-4000-8000-000000000002")
+    bad("without layers", "E_RECORD", layers=...)
+    bad("a pack that is no UUID", "E_RECORD", packs=["all"])
+    bad("time without milliseconds", "E_RECORD", since="2026-11-23T03:00:00Z")
+    bad("unknown field", "E_RECORD", novelty=1)
+    bad("newer format", "E_RECORD", format=2)
+    whole = record(good)
+    failing.append({"name": "one pack made another", "code": "E_RECORD",
+                    "hex": whole.replace(b"c0000000-0000-4000-8000-000000000001", b"c0000000-0000-4000-8000-000000000002").hex()})
+    return {
+        "prune": prune, "key": key,
+        "pass": [
+            {"name": "plain", "encrypted": False, "hex": whole.hex(), "record": good},
+            {"name": "encrypted", "encrypted": True, "record": good,
+             "hex": seal("condemned", key, whole, nonce_of("good condemned")).hex()},
+        ],
+        "fail": failing,
+    }
+
+
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     vectors = {
@@ -465,6 +537,8 @@ def main():
         "keys": key_vectors(),
         "manifests": manifest_vectors(),
         "holds": hold_vectors(),
+        "forgotten": forgotten_vectors(),
+        "condemned": condemned_vectors(),
     }
     for name, content in vectors.items():
         with open(os.path.join(here, name + ".json"), "w", encoding="utf-8") as file:
