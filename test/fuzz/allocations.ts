@@ -33,7 +33,7 @@ export function countAllocations(): Allocations {
     const original = globalThis[name] as unknown as new (...args: unknown[]) => { byteLength: number };
     const counted = new Proxy(original, {
       construct(target, args: unknown[], newTarget: new () => unknown) {
-        const made = Reflect.construct(target, args, newTarget) as { byteLength: number };
+        const made = Reflect.construct<unknown[], { byteLength: number }>(target, args, newTarget);
         if (typeof args[0] === "number") count(made.byteLength);
         return made;
       },
