@@ -50,24 +50,36 @@ export function decodeCondemned(repository: Repository, key: string, stored: Uin
   throw new AppError("corrupt", "E_MISPLACED", message, { key });
 }
 
+/** What is to be condemned together. */
+export interface ToCondemn {
+  readonly packs: readonly string[];
+  readonly layers: readonly string[];
+  /** Ids. */
+  readonly forwards: readonly string[];
+}
+
 /**
- * Condemns packs and layers; durable when it resolves. What is too much for one record goes into several.
+ * Condemns packs, layers and forwards; durable when it resolves. What is too much for one record goes into several.
  *
  * @param since by the store's clock, at or before this moment.
  * @returns how many records were written; none for nothing.
  */
 export async function condemn(
   repository: Repository,
-  packs: readonly string[],
-  layers: readonly string[],
+  { packs, layers, forwards }: ToCondemn,
   since: Date,
   signal: AbortSignal,
   namesMax: number = NAMES_MAX,
 ): Promise<number> {
-  const all = [...packs.map((pack) => ({ pack })), ...layers.map((layer) => ({ layer }))];
+  const all = [
+    ...packs.map((pack) => ({ pack })),
+    ...layers.map((layer) => ({ layer })),
+    ...forwards.map((forward) => ({ forward })),
+  ];
   let written = 0;
   for (let from = 0; from < all.length; from += namesMax) {
     const some = all.slice(from, from + namesMax);
+    const someForwards = some.flatMap((one) => ("forward" in one ? [one.forward] : []));
     const prune = newUuid();
     const record: CondemnedRecord = {
       format: 1,
@@ -76,6 +88,7 @@ export async function condemn(
       since: since.toISOString(),
       packs: some.flatMap((one) => ("pack" in one ? [one.pack] : [])),
       layers: some.flatMap((one) => ("layer" in one ? [one.layer] : [])),
+      ...(someForwards.length > 0 && { forwards: someForwards }),
     };
     const key = condemnedKey(prune);
     await repository.store.put(key, encodeCondemned(repository, key, record), signal);

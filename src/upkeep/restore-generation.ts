@@ -4,6 +4,7 @@ import { findForgotten, listForgotten, type ForgottenName } from "../repository/
 import { listGenerationNames, type GenerationName } from "../repository/generations.ts";
 import type { StoredManifest } from "../repository/manifest.ts";
 import { forgottenKey, generationKey, isUuid, parseKey, Prefix } from "../repository/names.ts";
+import { Forwarding } from "./prune/forwarding.ts";
 import { markLayer } from "./prune/mark.ts";
 import { PackMarks } from "./prune/pack-marks.ts";
 
@@ -83,7 +84,7 @@ export async function restoreGeneration(
   return { manifest: found.manifest, before };
 }
 
-/** Every layer opens, and every pack that they mention is there. */
+/** Every layer opens, and every pack that they mention is there, or was rewritten. */
 async function checkReach(
   repository: Repository,
   manifest: StoredManifest,
@@ -97,13 +98,19 @@ async function checkReach(
       throw tooLate(manifest.generation, error.message, error);
     });
   }
-  let there = 0;
+  const forwarding = new Forwarding(repository, marks, () => undefined);
+  await forwarding.refresh(signal);
+  const there = new Set<string>();
   for await (const { key } of repository.store.list(Prefix.packs, signal)) {
     const name = parseKey(key);
-    if (name?.type === "pack" && marks.has(name.pack)) there++;
+    if (name?.type === "pack" && marks.has(name.pack)) there.add(name.pack);
   }
-  if (there === marks.size) return;
-  throw tooLate(manifest.generation, `${marks.size - there} of the ${marks.size} packs it needs are gone`);
+  let gone = 0;
+  for (const { packRef } of marks.packs()) {
+    if (!there.has(packRef.pack) && !forwarding.covers(packRef.pack)) gone++;
+  }
+  if (gone === 0) return;
+  throw tooLate(manifest.generation, `${gone} of the ${marks.size} packs it needs are gone`);
 }
 
 function notForgotten(text: string): AppError {

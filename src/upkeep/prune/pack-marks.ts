@@ -82,6 +82,11 @@ export class PackMarks {
   }
 
   /** @param number from `enter`. */
+  isMarked(number: number, slot: number): boolean {
+    return (this.#bits[this.#bitsAt[number]! + (slot >> 3)]! & (1 << (slot & 7))) !== 0;
+  }
+
+  /** @param number from `enter`. */
   slotCount(number: number): number {
     return this.#slotCounts[number]!;
   }

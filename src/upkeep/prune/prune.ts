@@ -6,7 +6,10 @@ import { acquireLease, DEFAULT_LEASE, type Lease, type LeaseHolder } from "../..
 import { forgottenKey, uuidv7 } from "../../repository/names.ts";
 import type { PinLookup } from "../../repository/pins.ts";
 import type { RequestCounts } from "../../store/store.ts";
+import type { RewriteLimits } from "./candidates.ts";
+import { Forwarding } from "./forwarding.ts";
 import { Live, markLive } from "./mark.ts";
+import { reallyMoved } from "./moved.ts";
 import { takeOutOfIndex } from "./rewrite-index.ts";
 import { readRoots, type Roots } from "./roots.ts";
 import {
@@ -16,9 +19,11 @@ import {
   tallyOf,
   type DeadObject,
   type Survey,
+  type SurveyOptions,
   type Tally,
 } from "./survey.ts";
 import { sweep } from "./sweep.ts";
+import { NOT_REWRITTEN, ThinPacks, type ThinReport } from "./thin.ts";
 import { damagedPacks, findLitter, type Litter } from "./tidy.ts";
 
 /** In place of a source, in the lease of a prune; begins like no name that anybody would choose. */
@@ -38,6 +43,8 @@ export interface PruneOptions {
   readonly lookup: PinLookup;
   readonly holder: LeaseHolder;
   readonly warn: (message: string) => void;
+  /** Which thin packs are rewritten; none: none are. */
+  readonly rewrite?: RewriteLimits | undefined;
 }
 
 export interface PruneReport {
@@ -58,7 +65,9 @@ export interface PruneReport {
   /** Dead, but too young to be condemned. */
   readonly young: Tally;
   /** Small objects removed, by kind. */
-  readonly tidied: Readonly<Record<"forgotten" | keyof Litter, number>>;
+  readonly tidied: Readonly<Record<"forgotten" | "forwards" | keyof Litter, number>>;
+  /** Thin packs. */
+  readonly rewritten: ThinReport;
   readonly indexesReplaced: number;
   readonly requests: RequestCounts;
   readonly seconds: number;
@@ -103,12 +112,24 @@ async function acquirePruneLease(
   }
 }
 
+/** What a report tells of. */
+interface Facts {
+  readonly roots: Roots;
+  readonly found: Survey;
+  readonly litter: Litter;
+  readonly rewritten: ThinReport;
+  readonly condemned: readonly DeadObject[];
+  readonly deleted: readonly DeadObject[];
+  readonly indexesReplaced?: number;
+}
+
 /** One run, and what it knows so far. */
 class Prune {
   readonly #repository: Repository;
   readonly #options: PruneOptions;
   readonly #run: AbortController;
   readonly #live = new Live();
+  readonly #forwarding: Forwarding;
   readonly #startedMs = performance.now();
   readonly #requestsBefore: RequestCounts;
   #layersRead = 0;
@@ -119,6 +140,7 @@ class Prune {
     this.#repository = repository;
     this.#options = options;
     this.#run = run;
+    this.#forwarding = new Forwarding(repository, this.#live.packs, options.warn);
     this.#requestsBefore = repository.store.requests();
   }
 
@@ -126,6 +148,7 @@ class Prune {
   async work(lease: Lease | undefined): Promise<PruneReport> {
     const repository = this.#repository;
     const { signal } = this.#run;
+    const { rewrite } = this.#options;
     const now = await repository.store.now(signal);
     const roots = await this.#mark(now);
     const records: CondemnedRecord[] = [];
@@ -133,29 +156,67 @@ class Prune {
     const condemned = condemnedSince(records);
     const wanted = await damagedPacks(repository, signal);
     const limit = new Date(this.#limitMs);
-    const found = await survey(repository, this.#live, { limit, condemned, wanted }, signal);
+    const thin = await ThinPacks.begin(repository, this.#live.packs, this.#forwarding, signal);
+    const onNeededPack: SurveyOptions["onNeededPack"] = (pack, state) => thin.consider(pack, state);
+    const options = { limit, condemned, wanted, onNeededPack };
+    const found = await survey(repository, this.#live, this.#forwarding, options, signal);
     const facts = { now, limit, live: this.#live, roots, records, found };
     const litter = await findLitter(repository, facts, signal);
-    if (lease === undefined) return this.#report(roots, found, found.expired, litter, 0);
+    if (lease === undefined) {
+      const rewritten = rewrite === undefined ? NOT_REWRITTEN : thin.plan(rewrite);
+      return this.#report({
+        roots,
+        found,
+        litter,
+        rewritten,
+        condemned: found.fresh,
+        deleted: found.expired,
+      });
+    }
 
     // Before the generations are listed again: whoever brings one back looks its record up after the manifest is there.
     await this.#deleteAll(roots.expired.map(keyOfForgotten));
-    const indexesReplaced = await this.#condemn(found.fresh, condemned);
+    const { report: rewritten, emptied } =
+      rewrite === undefined
+        ? { report: NOT_REWRITTEN, emptied: [] }
+        : await thin.rewrite(rewrite, this.#options.warn, this.#run);
+    const forwards = deadForwards(this.#forwarding, condemned, limit);
+    const fresh = [...(await this.#goneOrMoved(found.fresh)), ...emptied, ...forwards.fresh];
+    const indexesReplaced = await this.#condemn(fresh, condemned);
     await lease.check(signal);
     const deleted = await sweep(
       repository,
-      found.expired,
-      async (objects) => {
-        await this.#mark(await repository.store.now(signal));
-        return objects.filter((one) => !isNeeded(this.#live, one) && condemned.get(one.id)! <= this.#limitMs);
-      },
+      [...found.expired, ...forwards.expired],
+      (objects) => this.#stillDead(objects, condemned),
       signal,
     );
     await this.#deleteAll([...litter.runs, ...litter.leases, ...litter.damaged, ...litter.condemned]);
-    return this.#report(roots, found, deleted, litter, indexesReplaced);
+    return this.#report({ roots, found, litter, rewritten, condemned: fresh, deleted, indexesReplaced });
   }
 
-  /** Reads what counts now, and adds it to what is live. */
+  /** By a fresh mark: what generations that came meanwhile need stays. */
+  async #stillDead(
+    objects: readonly DeadObject[],
+    condemned: ReadonlyMap<string, number>,
+  ): Promise<readonly DeadObject[]> {
+    await this.#mark(await this.#repository.store.now(this.#run.signal));
+    const forwards = deadForwards(this.#forwarding, condemned, new Date(this.#limitMs)).expired;
+    const ids = new Set(forwards.map(({ id }) => id));
+    const dead = objects.filter((one) =>
+      one.type === "forward" ? ids.has(one.id) : !isNeeded(this.#live, this.#forwarding, one),
+    );
+    return await this.#goneOrMoved(dead.filter(({ id }) => condemned.get(id)! <= this.#limitMs));
+  }
+
+  /** R2: without the packs that are in use, unless all that is used of them really lies somewhere else. */
+  async #goneOrMoved(dead: readonly DeadObject[]): Promise<DeadObject[]> {
+    const packs = dead.filter(({ type }) => type === "pack").map(({ id }) => id);
+    const { warn } = this.#options;
+    const moved = await reallyMoved(this.#repository, this.#live.packs, packs, warn, this.#run.signal);
+    return dead.filter(({ type, id }) => type !== "pack" || moved.has(id));
+  }
+
+  /** Reads what counts now, and adds it to what is live, with what forwards lead to from there (R3). */
   async #mark(now: Date): Promise<Roots> {
     const { graceMs, lookup, warn } = this.#options;
     const forgottenSince = new Date(now.getTime() - graceMs);
@@ -163,6 +224,7 @@ class Prune {
     const starts = roots.liveRuns.map(({ startedAt }) => Date.parse(startedAt));
     this.#limitMs = Math.min(this.#limitMs, Math.min(now.getTime(), ...starts) - graceMs);
     this.#layersRead += await markLive(this.#repository, this.#live, roots, warn, this.#run);
+    await this.#forwarding.refresh(this.#run.signal);
     return roots;
   }
 
@@ -172,12 +234,18 @@ class Prune {
     const { signal } = this.#run;
     const packs = fresh.filter(({ type }) => type === "pack").map(({ id }) => id);
     const layers = fresh.filter(({ type }) => type === "layer").map(({ id }) => id);
+    const forwards = fresh.filter(({ type }) => type === "forward").map(({ id }) => id);
     const listedNoMore = new Set([...packs, ...before.keys()]);
     const replaced =
       packs.length === 0
         ? 0
         : await takeOutOfIndex(this.#repository, listedNoMore, this.#options.warn, signal);
-    await condemn(this.#repository, packs, layers, await this.#repository.store.now(signal), signal);
+    await condemn(
+      this.#repository,
+      { packs, layers, forwards },
+      await this.#repository.store.now(signal),
+      signal,
+    );
     return replaced;
   }
 
@@ -187,13 +255,7 @@ class Prune {
     }
   }
 
-  #report(
-    roots: Roots,
-    found: Survey,
-    deleted: readonly DeadObject[],
-    litter: Litter,
-    indexesReplaced: number,
-  ): PruneReport {
+  #report({ roots, found, litter, rewritten, condemned, deleted, indexesReplaced = 0 }: Facts): PruneReport {
     const gone = new Set(deleted.map(({ key }) => key));
     const spared = tallyOf(found.expired.filter(({ key }) => !gone.has(key)));
     const requests: Record<string, number> = {};
@@ -207,7 +269,7 @@ class Prune {
       forgotten: roots.forgotten,
       layersRead: this.#layersRead,
       live: plain(found.live),
-      condemned: plain(tallyOf(found.fresh)),
+      condemned: plain(tallyOf(condemned)),
       deleted: plain(tallyOf(deleted)),
       waiting: plain(found.waiting),
       kept: sum(found.kept, spared),
@@ -218,12 +280,30 @@ class Prune {
         leases: litter.leases.length,
         damaged: litter.damaged.length,
         condemned: litter.condemned.length,
+        forwards: deleted.filter(({ type }) => type === "forward").length,
       },
+      rewritten,
       indexesReplaced,
       requests,
       seconds: (performance.now() - this.#startedMs) / 1000,
     };
   }
+}
+
+/** Forwards that nobody needs: those to be condemned, and those that were, long enough ago. */
+function deadForwards(
+  forwarding: Forwarding,
+  condemned: ReadonlyMap<string, number>,
+  limit: Date,
+): { readonly fresh: readonly DeadObject[]; readonly expired: readonly DeadObject[] } {
+  const fresh: DeadObject[] = [];
+  const expired: DeadObject[] = [];
+  for (const { id, key, size, lastModified } of forwarding.unneeded(new Set(condemned.keys()))) {
+    const since = condemned.get(id);
+    if (since === undefined && lastModified <= limit) fresh.push({ type: "forward", id, key, size });
+    if (since !== undefined && since <= limit.getTime()) expired.push({ type: "forward", id, key, size });
+  }
+  return { fresh, expired };
 }
 
 function keyOfForgotten({ source, generation }: ForgottenName): string {

@@ -1,6 +1,7 @@
 import type { Repository } from "../../repository/config.ts";
 import type { CondemnedRecord } from "../../repository/condemned.ts";
 import { parseKey, Prefix } from "../../repository/names.ts";
+import type { Forwarding } from "./forwarding.ts";
 import type { Live } from "./mark.ts";
 
 /** Objects counted, and their bytes as stored. */
@@ -10,9 +11,9 @@ export interface Tally {
   readonly bytes: number;
 }
 
-/** A pack or layer that nobody needs. */
+/** A pack, layer or forward that nobody needs. */
 export interface DeadObject {
-  readonly type: "pack" | "layer";
+  readonly type: "pack" | "layer" | "forward";
   readonly id: string;
   readonly key: string;
   readonly size: number;
@@ -45,7 +46,8 @@ export function condemnedSince(records: readonly CondemnedRecord[]): CondemnedSi
   const since = new Map<string, number>();
   for (const record of records) {
     const at = Date.parse(record.since);
-    for (const id of [...record.packs, ...record.layers]) since.set(id, Math.min(since.get(id) ?? at, at));
+    for (const id of [...record.packs, ...record.layers, ...(record.forwards ?? [])])
+      since.set(id, Math.min(since.get(id) ?? at, at));
   }
   return since;
 }
@@ -57,17 +59,23 @@ export interface SurveyOptions {
   readonly condemned: CondemnedSince;
   /** Packs of which it must be told whether they are there. */
   readonly wanted: ReadonlySet<string>;
+  /** Told of each pack that is there and needed. */
+  readonly onNeededPack: (
+    pack: string,
+    state: { readonly young: boolean; readonly condemned: boolean },
+  ) => void;
 }
 
 /**
  * Holds every stored pack and layer against what is live, by LIST alone. Keys of other forms are passed over.
  *
- * A pack that forwards stand in for in all its live slots counts as dead here once `isNeeded` knows them.
+ * A pack that forwards stand in for in all its live slots counts as dead here (R2).
  */
 export async function survey(
   repository: Repository,
   live: Live,
-  { limit, condemned, wanted }: SurveyOptions,
+  forwarding: Forwarding,
+  { limit, condemned, wanted, onNeededPack }: SurveyOptions,
   signal: AbortSignal,
 ): Promise<Survey> {
   const sums = { live: new Sum(), kept: new Sum(), young: new Sum(), waiting: new Sum() };
@@ -82,8 +90,11 @@ export async function survey(
       if (wanted.has(one.id)) packsThere.add(one.id);
       const since = condemned.get(one.id);
       if (since !== undefined) condemnedThere.add(one.id);
-      if (isNeeded(live, one)) sums[since === undefined ? "live" : "kept"].add(one);
-      else if (since !== undefined && since <= limit.getTime()) expired.push(one);
+      if (isNeeded(live, forwarding, one)) {
+        sums[since === undefined ? "live" : "kept"].add(one);
+        const state = { young: lastModified > limit, condemned: since !== undefined };
+        if (one.type === "pack") onNeededPack(one.id, state);
+      } else if (since !== undefined && since <= limit.getTime()) expired.push(one);
       else if (since !== undefined) sums.waiting.add(one);
       else if (lastModified <= limit) fresh.push(one);
       else sums.young.add(one);
@@ -92,9 +103,13 @@ export async function survey(
   return { ...sums, fresh, expired, packsThere, condemnedThere };
 }
 
-/** Whether anything that counts would miss the object. */
-export function isNeeded(live: Live, { type, id }: Pick<DeadObject, "type" | "id">): boolean {
-  return type === "pack" ? live.packs.has(id) : live.layers.has(id);
+/** Whether anything that counts would miss the pack or layer. */
+export function isNeeded(
+  live: Live,
+  forwarding: Forwarding,
+  { type, id }: Pick<DeadObject, "type" | "id">,
+): boolean {
+  return type === "pack" ? live.packs.has(id) && !forwarding.covers(id) : live.layers.has(id);
 }
 
 export function tallyOf(objects: readonly DeadObject[]): Tally {
@@ -110,7 +125,7 @@ class Sum implements Tally {
 
   add({ type, size }: DeadObject): void {
     if (type === "pack") this.packs++;
-    else this.layers++;
+    if (type === "layer") this.layers++;
     this.bytes += size;
   }
 }
