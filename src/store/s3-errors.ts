@@ -82,6 +82,10 @@ const BY_NAME: Readonly<Record<string, Meaning>> = {
   BadDigest: TRY_AGAIN,
   XAmzContentSHA256Mismatch: TRY_AGAIN,
   XAmzContentChecksumMismatch: TRY_AGAIN,
+  // so were these: some servers read a document before they check its checksum, and we never send such a one
+  MalformedXML: TRY_AGAIN,
+  InvalidPart: TRY_AGAIN,
+  InvalidPartOrder: TRY_AGAIN,
 };
 
 const REGION_NAMES: readonly string[] = [

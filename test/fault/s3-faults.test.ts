@@ -203,6 +203,16 @@ describe("uploads in parts", () => {
     expect(fake.count("HeadObject")).toBe(1);
   });
 
+  test.each(["MalformedXML", "InvalidPart", "InvalidPartOrder"])(
+    "a completion that was damaged on the way, which servers call %s, is tried again",
+    async (code) => {
+      fake.plan("CompleteMultipartUpload", { kind: "answer", status: 400, code });
+      await upload(store);
+      fake.assertAllHit();
+      expect(fake.objects.get("pack")?.equals(body)).toBe(true);
+    },
+  );
+
   test("a completion that answers 200 with an error is tried again", async () => {
     fake.plan("CompleteMultipartUpload", { kind: "answer", status: 200, code: "InternalError" });
     await upload(store);

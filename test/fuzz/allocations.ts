@@ -32,8 +32,8 @@ export function countAllocations(): Allocations {
   ] as const) {
     const original = globalThis[name] as unknown as new (...args: unknown[]) => { byteLength: number };
     const counted = new Proxy(original, {
-      construct(target, args: unknown[], newTarget: new () => unknown) {
-        const made = Reflect.construct<unknown[], { byteLength: number }>(target, args, newTarget);
+      construct(target, args: unknown[], newTarget: new () => unknown): { byteLength: number } {
+        const made: { byteLength: number } = Reflect.construct(target, args, newTarget);
         if (typeof args[0] === "number") count(made.byteLength);
         return made;
       },
