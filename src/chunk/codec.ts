@@ -18,10 +18,10 @@ export const SEAL_OVERHEAD = NONCE_BYTES + TAG_BYTES;
 const MARGIN = 16;
 
 /**
- * Memory that a frame may ask for, as a power of two: 8 MiB, which RFC 8878 (3.1.1.1.2) wants every decoder to grant
- * and no chunk needs.
+ * Memory that a zstd frame may ask for, as a power of two: 8 MiB, which RFC 8878 (3.1.1.1.2) wants every decoder to
+ * grant and nothing we store needs.
  */
-const WINDOW_LOG_MAX = 23;
+export const WINDOW_LOG_MAX = 23;
 
 const CIPHER = "aes-256-gcm";
 

@@ -1,6 +1,7 @@
-import { zstdCompressSync, zstdDecompressSync } from "node:zlib";
+import { constants, zstdCompressSync, zstdDecompressSync } from "node:zlib";
 import { ByteReader, ByteWriter } from "../bytes/cursor.ts";
 import { KiB, MiB } from "../bytes/size.ts";
+import { WINDOW_LOG_MAX } from "../chunk/codec.ts";
 import { chunkCount } from "../chunk/grid.ts";
 import { AppError, type ErrorContext } from "../errors.ts";
 import { RunTable, ZERO_PACK } from "./layer-runs.ts";
@@ -106,7 +107,10 @@ export function unpackSegment(
 ): RunTable {
   let raw: Buffer;
   try {
-    raw = zstdDecompressSync(compressed, { maxOutputLength: expected.rawLength });
+    raw = zstdDecompressSync(compressed, {
+      params: { [constants.ZSTD_d_windowLogMax]: WINDOW_LOG_MAX },
+      maxOutputLength: expected.rawLength,
+    });
   } catch (error) {
     throw damaged(what, "it does not decompress", {}, error);
   }

@@ -136,7 +136,7 @@ describe("streams", () => {
   });
 
   test("a completion that is refused leaves no upload", async () => {
-    fake.plan("CompleteMultipartUpload", { kind: "answer", status: 400, code: "InvalidPart" });
+    fake.plan("CompleteMultipartUpload", { kind: "answer", status: 400, code: "EntityTooSmall" });
     expect(await failure(store.putStream("s", pieces(body, MiB), signal))).toMatchObject({
       code: "E_REFUSED",
     });

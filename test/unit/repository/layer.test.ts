@@ -297,3 +297,17 @@ test("reading ends with the signal's reason", async () => {
   await expect(runsOf(layer, 0, 16, stop.signal)).rejects.toBe(reason);
   await expect(openLayer(repository, ref, stop.signal)).rejects.toBe(reason);
 });
+
+test("a segment whose frame asks for more memory than any needs is refused", () => {
+  const raw = Buffer.from([0, 3]);
+  const said = { first: 0, end: 2, runs: 1, rawLength: raw.length };
+  const asking = (windowLog: number): Buffer => {
+    const frame = Buffer.from("28b52ffd00ff110000", "hex"); // RFC 8878: a window descriptor, one raw block of 2 bytes
+    frame[5] = (windowLog - 10) << 3;
+    return Buffer.concat([frame, raw]);
+  };
+  expect(unpackSegment(asking(23), said, 0, "segment").length).toBe(1);
+  expect(() => unpackSegment(asking(24), said, 0, "segment")).toThrow(
+    expect.objectContaining({ code: "E_LAYER", kind: "corrupt" }),
+  );
+});
