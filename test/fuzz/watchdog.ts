@@ -1,8 +1,10 @@
 import { writeSync } from "node:fs";
 import { Worker, isMainThread, workerData } from "node:worker_threads";
 
-/** A decoder that takes longer with one input hangs, milliseconds; a slow machine is not yet a hang. */
-const HANG_MS = 15_000;
+/** A decoder that works longer on one input hangs, milliseconds of CPU: on a busy machine they may take minutes. */
+const HANG_CPU_MS = 10_000;
+/** One that waits longer, milliseconds. */
+const HANG_MS = 300_000;
 const LOOK_MS = 500;
 
 /** What runs, as the other thread sees it. */
@@ -37,12 +39,17 @@ export class Watchdog {
 function watch({ now, names }: Shared): void {
   let last = -1;
   let since = performance.now();
+  let cpu = process.cpuUsage();
   setInterval(() => {
     const changes = Atomics.load(now, 2);
     if (changes !== last) {
       last = changes;
       since = performance.now();
-    } else if (performance.now() - since > HANG_MS) {
+      cpu = process.cpuUsage();
+      return;
+    }
+    const { user, system } = process.cpuUsage(cpu);
+    if ((user + system) / 1000 > HANG_CPU_MS || performance.now() - since > HANG_MS) {
       writeSync(2, `HANG: target "${names[now[0]!]}", case ${now[1]}\n`);
       process.kill(process.pid, "SIGKILL");
     }

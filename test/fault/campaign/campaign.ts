@@ -84,7 +84,7 @@ class Life {
     const plan = planRound(seed, this.#life * 100 + this.#round);
     const startedMs = performance.now();
     await this.#changeDisks(place, plan);
-    const facts = newFacts(plan.runs.some(({ verb }) => verb === "forget"));
+    const facts = newFacts(plan);
     const narrow = plan.runs.find(({ full }) => full?.what === "repository")?.full;
     if (narrow !== undefined) place.room?.leave(narrow.bytes);
     const outcomes = (

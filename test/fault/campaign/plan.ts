@@ -124,12 +124,12 @@ function canRepeat(kind: S3FaultKind): boolean {
 
 function planNbd(random: Random): NbdRule {
   const kind = NBD_FAULTS[random(NBD_FAULTS.length)]!;
-  return { kind, nth: random(3) === 0 ? random(8) : random(30), value: random(1_000_000) };
+  return { kind, nth: random(4) === 0 ? random(12) : 12 + random(30), value: random(1_000_000) };
 }
 
 function planFull(random: Random): FullPlan {
   const what = (["every file", "cache and target", "repository"] as const)[random(3)]!;
-  return { what, bytes: random(4) === 0 ? random(64 * 1024) : random(8 * MiB) };
+  return { what, bytes: random(3) === 0 ? random(64 * 1024) : random(3 * MiB) };
 }
 
 function pickVerb(random: Random): VerbName {

@@ -1,9 +1,11 @@
-import type { SourceName } from "./plan.ts";
+import type { RoundPlan, SourceName } from "./plan.ts";
 
 /** What is learnt during a round from its runs. */
 export interface RoundFacts {
   /** Whether any of its runs forgets. */
   readonly forgets: boolean;
+  /** Whether the repository has too little room, for all of them. */
+  readonly narrow: boolean;
   /** Sources that a backup was begun of. */
   readonly backedUp: Set<SourceName>;
   /** Generations that a run said it had committed. */
@@ -16,9 +18,10 @@ export interface RoundFacts {
   readonly mayGo: Set<string>;
 }
 
-export function newFacts(forgets: boolean): RoundFacts {
+export function newFacts({ runs }: RoundPlan): RoundFacts {
   return {
-    forgets,
+    forgets: runs.some(({ verb }) => verb === "forget"),
+    narrow: runs.some(({ full }) => full?.what === "repository"),
     backedUp: new Set(),
     reported: [],
     restored: new Set(),

@@ -68,9 +68,9 @@ export async function runTroubled(
       ...(s3?.hits ?? []).map((kind) => `s3 ${kind}`),
       ...(nbd?.hits ?? []).map((kind) => `nbd ${kind}`),
       ...ending.hits,
-      ...(feltFull(plan.full, result) ? [`full ${plan.full!.what}`] : []),
+      ...feltFull(plan.full, facts, result),
     ];
-    const expected = expectedCodes(plan, hits, [
+    const expected = expectedCodes(plan, facts, hits, [
       ...verb.codes,
       ...(stopped.aborted ? [EXIT_CODE.cancelled] : []),
     ]);
@@ -132,13 +132,20 @@ class Ending {
   }
 }
 
-/** Whatever a run may be told, it says so in its error or warning. */
-function feltFull(full: FullPlan | undefined, { stderr }: CliResult): boolean {
-  return full !== undefined && /space|too (?:large|big)|ENOSPC|EFBIG|full|SQLITE|disk I\/O/i.test(stderr);
+/** A run that ran out of room says so in its error or warning. */
+function feltFull(full: FullPlan | undefined, { narrow }: RoundFacts, { stderr }: CliResult): string[] {
+  const what = full?.what ?? (narrow ? "repository" : undefined);
+  const told = /space|too (?:large|big)|ENOSPC|EFBIG|full|SQLITE|disk I\/O/i.test(stderr);
+  return what !== undefined && told ? [`full ${what}`] : [];
 }
 
 /** Exit codes that the faults explain which a run really met, or may have met by others' (E_LOCKED). */
-function expectedCodes(plan: RunPlan, hits: readonly string[], own: readonly number[]): Set<number> {
+function expectedCodes(
+  plan: RunPlan,
+  { narrow }: RoundFacts,
+  hits: readonly string[],
+  own: readonly number[],
+): Set<number> {
   const codes = new Set([0, EXIT_CODE.locked, ...own]);
   const add = (when: boolean, ...more: number[]): void => {
     if (when) for (const code of more) codes.add(code);
@@ -152,7 +159,7 @@ function expectedCodes(plan: RunPlan, hits: readonly string[], own: readonly num
     hits.some((hit) => hit.startsWith("nbd ")),
     EXIT_CODE.source,
   );
-  add(plan.full !== undefined, EXIT_CODE.full, EXIT_CODE.source);
+  add(plan.full !== undefined || narrow, EXIT_CODE.full, EXIT_CODE.source);
   add(hits.includes("SIGINT"), EXIT_CODE.cancelled);
   return codes;
 }

@@ -14,8 +14,8 @@ import {
   unpackSegment,
 } from "../../../src/repository/layer.ts";
 import { layerKey, packKey } from "../../../src/repository/names.ts";
-import { PACK_END_SIZE } from "../../../src/repository/pack.ts";
-import { directoryDigest, SLOT_SIZE } from "../../../src/repository/pack-directory.ts";
+import { PACK_END_SIZE, PACK_HEADER_SIZE } from "../../../src/repository/pack.ts";
+import { directoryDigest, SLOT_SIZE, type PackDirectory } from "../../../src/repository/pack-directory.ts";
 import { PackDirectories } from "../../../src/repository/pack-reader.ts";
 import { memoryRepository } from "../../support/memory-repository.ts";
 import { noise } from "../../support/random-disk.ts";
@@ -159,7 +159,7 @@ function packTargets(): FuzzTarget[] {
     const repository = memoryRepository({ chunkSize: CHUNK });
     await repository.store.put(packKey(packs.pack), input, never);
     const directory = await new PackDirectories(repository, { cacheBytes: MiB }).load(packs.pack, never);
-    for (let slot = 0; slot < directory.slotCount; slot++) directory.offsetOf(slot);
+    expectInOrder(directory, input.length);
     await new PackDirectories(repository, { cacheBytes: MiB }).get(directory.ref, never);
   };
   // a directory of 65,536 slots has 2.8 MiB, and 4 B a slot are added
@@ -168,6 +168,19 @@ function packTargets(): FuzzTarget[] {
     { name: "pack", decode, ...common },
     { name: "pack, with its checksums", decode: (input) => decode(withTrailer(input)), ...common },
   ];
+}
+
+/** Blobs of a directory that was believed follow each other, and lie in the object. */
+function expectInOrder(directory: PackDirectory, size: number): void {
+  let offset = PACK_HEADER_SIZE;
+  for (let slot = 0; slot < directory.slotCount; slot++) {
+    if (directory.offsetOf(slot) !== offset)
+      throw new Broken(`slot ${slot} is at ${directory.offsetOf(slot)}`);
+    offset += directory.storedLength(slot);
+    if (offset > size) throw new Broken(`slot ${slot} ends at ${offset} of ${size}`);
+    const raw = directory.rawLength(slot);
+    if (raw < 1 || raw > CHUNK) throw new Broken(`slot ${slot} is a chunk of ${raw} bytes`);
+  }
 }
 
 /** As if whoever changed the pack had written its trailer: directory digest and checksum fit. */
