@@ -38,7 +38,7 @@ test.each(SEALINGS)("what is too much for one record goes into several ($name)",
   const packs = Array.from({ length: 5 }, newUuid);
   const layers = Array.from({ length: 4 }, newUuid);
   const since = new Date("2026-11-23T03:00:00Z");
-  expect(await condemn(repository, packs, layers, since, never, 4)).toBe(3);
+  expect(await condemn(repository, { packs, layers, forwards: [] }, since, never, 4)).toBe(3);
   const records = [];
   for await (const record of loadCondemned(repository, never)) records.push(record);
   expect(records.map((record) => record.packs.length + record.layers.length).sort()).toEqual([1, 4, 4]);
@@ -48,5 +48,5 @@ test.each(SEALINGS)("what is too much for one record goes into several ($name)",
     layers: new Set(layers),
     forwards: new Set(),
   });
-  expect(await condemn(repository, [], [], since, never)).toBe(0);
+  expect(await condemn(repository, { packs: [], layers: [], forwards: [] }, since, never)).toBe(0);
 });
