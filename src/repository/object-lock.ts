@@ -26,7 +26,7 @@ export const objectLockSchema = z
 export type ObjectLock = z.infer<typeof objectLockSchema>;
 
 /** What a restore cannot do without. */
-const LOCKED: ReadonlySet<string> = new Set(["repository", "key", "pack", "layer", "generation"]);
+const LOCKED: ReadonlySet<string> = new Set(["repository", "key", "pack", "layer", "generation", "forward"]);
 
 /** A store that locks what must be locked as it is written; the same store when that is nothing, or it cannot. */
 export function lockedStore(store: ObjectStore, lock: ObjectLock | undefined): ObjectStore {

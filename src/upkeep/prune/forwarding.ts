@@ -91,6 +91,11 @@ export class Forwarding {
     return this.has(pack) && this.missing(pack).length === 0;
   }
 
+  /** Ids of all forwards that are there. */
+  *ids(): Generator<string, void> {
+    for (const stored of this.#listed.values()) for (const { id } of stored) yield id;
+  }
+
   /** The packs that have forwards and are mentioned. */
   *packs(): Generator<string, void> {
     for (const pack of this.#listed.keys()) if (this.#marks.has(pack) && this.has(pack)) yield pack;

@@ -100,6 +100,7 @@ export async function survey(
       else sums.young.add(one);
     }
   }
+  for (const id of forwarding.ids()) if (condemned.has(id)) condemnedThere.add(id);
   return { ...sums, fresh, expired, packsThere, condemnedThere };
 }
 

@@ -111,9 +111,9 @@ async function recordsOfGonePacks(
 function tombstones({ limit, records, found }: TidyFacts): string[] {
   const before = limit.getTime() - TOMBSTONE_MS;
   return records
-    .filter(({ since, packs, layers }) => {
+    .filter(({ since, packs, layers, forwards = [] }) => {
       if (Date.parse(since) > before) return false;
-      return ![...packs, ...layers].some((id) => found.condemnedThere.has(id));
+      return ![...packs, ...layers, ...forwards].some((id) => found.condemnedThere.has(id));
     })
     .map(({ prune }) => condemnedKey(prune));
 }

@@ -36,17 +36,24 @@ test.each(known.fail)("refuses: $name", ({ hex, code }) => {
 test.each(SEALINGS)("what is too much for one record goes into several ($name)", async ({ encrypted }) => {
   const repository = memoryRepository({ encrypted });
   const packs = Array.from({ length: 5 }, newUuid);
-  const layers = Array.from({ length: 4 }, newUuid);
+  const layers = Array.from({ length: 2 }, newUuid);
+  const forwards = Array.from({ length: 2 }, newUuid);
   const since = new Date("2026-11-23T03:00:00Z");
-  expect(await condemn(repository, { packs, layers, forwards: [] }, since, never, 4)).toBe(3);
+  expect(await condemn(repository, { packs, layers, forwards }, since, never, 4)).toBe(3);
   const records = [];
   for await (const record of loadCondemned(repository, never)) records.push(record);
-  expect(records.map((record) => record.packs.length + record.layers.length).sort()).toEqual([1, 4, 4]);
+  expect(
+    records
+      .map(
+        ({ packs: some, layers: others, forwards: rest = [] }) => some.length + others.length + rest.length,
+      )
+      .sort(),
+  ).toEqual([1, 4, 4]);
   expect(new Set(records.map((record) => record.since))).toEqual(new Set([since.toISOString()]));
   expect(await readCondemned(repository, never)).toEqual({
     packs: new Set(packs),
     layers: new Set(layers),
-    forwards: new Set(),
+    forwards: new Set(forwards),
   });
   expect(await condemn(repository, { packs: [], layers: [], forwards: [] }, since, never)).toBe(0);
 });

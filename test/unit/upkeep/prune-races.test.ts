@@ -299,12 +299,8 @@ test("R25: a generation that comes back while a prune clears its record away kee
   const backups = await newBackups({ packChunks: 4 });
   const { manifest } = await backups.backup([diskOf(numbers(1, 9))]);
   // as after a repair: the generation stands on what was condemned at the moment of its commit
-  await condemn(
-    backups.repository,
-    { packs: namesUnder(backups, "packs/"), layers: [], forwards: [] },
-    new Date(),
-    never,
-  );
+  const packs = namesUnder(backups, "packs/");
+  await condemn(backups.repository, { packs, layers: [], forwards: [] }, new Date(), never);
   forward(5 * DAY);
   await forgetThem(backups.repository, "web", [manifest.generation]);
   forward(2 * DAY);
