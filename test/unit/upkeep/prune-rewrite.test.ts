@@ -1,56 +1,24 @@
-import { beforeEach, describe, expect, test, vi } from "vitest";
+import { beforeEach, describe, expect, test } from "vitest";
 import { AppError } from "../../../src/errors.ts";
 import { readDamaged } from "../../../src/repository/damaged.ts";
-import { parseKey, packKey } from "../../../src/repository/names.ts";
-import type { RewriteLimits } from "../../../src/upkeep/prune/candidates.ts";
-import type { PruneReport } from "../../../src/upkeep/prune/prune.ts";
 import { HookedStore } from "../../support/hooked-store.ts";
-import { MemoryStore } from "../../support/memory-store.ts";
 import { DAY, HOUR, forgetThem, forward, runPrune, stopClock } from "../../support/prunes.ts";
+import {
+  ALL,
+  chainedPacks,
+  expectAllRestore,
+  expectNothingLeft,
+  keysOf,
+  NEW,
+  rewriteAll,
+  thinAgain,
+  thinPacks,
+} from "../../support/thin-packs.ts";
 import { diskOf, expectSame, newBackups, numbers, unchangedDisk } from "../backup/chunks.ts";
 
 const never = new AbortController().signal;
-type TestBackups = Awaited<ReturnType<typeof newBackups>>;
-
-/** Everything that is worth it. */
-const ALL: RewriteLimits = { maxUnused: 0, maxRepackBytes: Infinity };
 
 beforeEach(stopClock);
-
-function keysOf(backups: TestBackups, prefix: string): string[] {
-  return [...backups.store.objects.keys()].filter((key) => key.startsWith(prefix));
-}
-
-/** Fails the test on a warning. */
-async function rewriteAll(backups: TestBackups, limits: RewriteLimits = ALL): Promise<PruneReport> {
-  return await runPrune(backups.repository, { rewrite: limits });
-}
-
-/** Every generation, byte for byte. */
-async function expectAllRestore(backups: TestBackups, contents: ReadonlyMap<string, readonly number[]>) {
-  const generations = await backups.generations();
-  expect(generations.map(({ generation }) => generation).sort()).toEqual([...contents.keys()].sort());
-  for (const { generation, disks } of generations)
-    expectSame(await backups.restore(disks[0]!), diskOf(contents.get(generation)!).bytes);
-}
-
-const OLD = numbers(1, 13);
-/** Of each pack of four chunks of `OLD` the first one. */
-const NEW = [1, 31, 32, 33, 5, 34, 35, 36, 9, 37, 38, 39];
-
-/** Three packs of which one slot in four is live, and one full pack and more of the generation that uses them. */
-async function thinPacks() {
-  const backups = await newBackups({ packChunks: 5 });
-  const first = await backups.backup([diskOf(OLD)]);
-  const thin = keysOf(backups, "packs/");
-  forward(HOUR);
-  const second = await backups.backup([diskOf(NEW)], { full: true });
-  expect(second.stats.chunksDeduplicated).toBe(3);
-  await forgetThem(backups.repository, "web", [first.manifest.generation]);
-  forward(25 * HOUR);
-  const contents = new Map<string, readonly number[]>([[second.manifest.generation, NEW]]);
-  return { backups, thin, second, contents };
-}
 
 test("thin packs are copied, condemned in the same run, and deleted a grace later", async () => {
   const { backups, thin, contents } = await thinPacks();
@@ -271,25 +239,6 @@ test("R2: a pack whose new pack is lost before it was deleted stays", async () =
   await expectAllRestore(backups, contents);
 });
 
-/** A forwarded pack whose new pack becomes thin itself. */
-async function thinAgain() {
-  const { backups, thin, second, contents } = await thinPacks();
-  await rewriteAll(backups);
-  forward(25 * HOUR);
-  await rewriteAll(backups);
-  const targets = (key: string): boolean => parseKey(key)?.type === "pack";
-  const [first] = keysOf(backups, "packs/").filter(targets).slice(-1);
-  const { manifest } = await backups.backup([diskOf([...numbers(50, 54), 5])], { full: true, source: "db" });
-  contents.set(manifest.generation, [...numbers(50, 54), 5]);
-  const chunks = [9, ...numbers(60, 64)];
-  const third = await backups.backup([diskOf(chunks)]);
-  contents.set(third.manifest.generation, chunks);
-  await forgetThem(backups.repository, "web", [second.manifest.generation]);
-  contents.delete(second.manifest.generation);
-  forward(25 * HOUR);
-  return { backups, thin, first: first!, contents };
-}
-
 test("a new pack that becomes thin is rewritten itself; forwards are led straight, and nothing is left over", async () => {
   const { backups, first, contents } = await thinAgain();
   expect((await rewriteAll(backups)).rewritten.packs).toBeGreaterThan(0);
@@ -301,6 +250,20 @@ test("a new pack that becomes thin is rewritten itself; forwards are led straigh
   expect(backups.store.objects.has(first)).toBe(false);
   await expectAllRestore(backups, contents);
   await expectNothingLeft(backups);
+});
+
+test("a chain of forwards is made straight", async () => {
+  const { backups, contents } = await chainedPacks();
+  expect((await rewriteAll(backups)).rewritten).toMatchObject({ packs: 1, newPacks: 1, forwards: 2 });
+  for (let time = 0; time < 3; time++) {
+    await expectAllRestore(backups, contents);
+    forward(25 * HOUR);
+    await rewriteAll(backups);
+  }
+  await expectAllRestore(backups, contents);
+  await expectNothingLeft(backups);
+  expect(keysOf(backups, "forwards/")).toHaveLength(1);
+  expect((await backups.verify()).problems).toEqual([]);
 });
 
 test("when all that used them is forgotten, forwards and new packs go too", async () => {
@@ -322,86 +285,6 @@ test("when all that used them is forgotten, forwards and new packs go too", asyn
     ...keysOf(backups, "forwards/"),
   ]).toEqual([]);
   expect(keysOf(backups, "index/")).toEqual([]);
-});
-
-/** Every pack is one that layers or forwards lead to, and every forward leads there. */
-async function expectNothingLeft(backups: TestBackups): Promise<void> {
-  const report = await runPrune(backups.repository, { dryRun: true, rewrite: ALL });
-  expect(report).toMatchObject({
-    condemned: { packs: 0, layers: 0, bytes: 0 },
-    deleted: { packs: 0, layers: 0, bytes: 0 },
-    waiting: { packs: 0, layers: 0 },
-    kept: { packs: 0, layers: 0 },
-    young: { packs: 0, layers: 0 },
-    rewritten: { packs: 0 },
-  });
-  expect(report.live.packs).toBe(keysOf(backups, "packs/").length);
-  for (const key of keysOf(backups, "forwards/")) {
-    const name = parseKey(key);
-    expect(backups.store.objects.has(packKey(name?.type === "forward" ? name.pack : "")), "rewritten").toBe(
-      false,
-    );
-  }
-}
-
-/** A store as a killed program sees it: nothing happens any more from some operation on. */
-function dyingAt(
-  store: TestBackups["store"],
-  operations: number,
-): { store: HookedStore; count: () => number } {
-  let done = 0;
-  const before = (): void => {
-    if (++done > operations) throw new AppError("unavailable", "E_STORE", "killed");
-  };
-  return { store: new HookedStore(store, { before }), count: () => done };
-}
-
-function copyOf(store: TestBackups["store"]): TestBackups["store"] {
-  const copy = new MemoryStore();
-  for (const [key, { bytes, lastModified }] of store.objects)
-    copy.objects.set(key, { bytes: Buffer.from(bytes), lastModified });
-  return copy;
-}
-
-describe("killed at any operation", () => {
-  test.each([
-    ["while packs are rewritten", "first"],
-    ["while rewritten packs are deleted", "second"],
-    ["while a new pack is rewritten", "again"],
-  ])("%s: the next ones finish, and nothing is lost or left over", { timeout: 120_000 }, async (_, when) => {
-    const { backups, contents } = when === "again" ? await thinAgain() : await thinPacks();
-    if (when === "second") {
-      await rewriteAll(backups);
-      forward(25 * HOUR);
-    }
-    const began = Date.now();
-    const whole = dyingAt(copyOf(backups.store), Infinity);
-    await runPrune({ ...backups.repository, store: whole.store }, { rewrite: ALL });
-    expect(whole.count()).toBeGreaterThan(20);
-    for (let operation = 0; operation < whole.count(); operation++) {
-      vi.setSystemTime(began);
-      const one = await newBackups({ packChunks: 5, store: copyOf(backups.store) });
-      const dying = dyingAt(one.store, operation).store;
-      const killed = await runPrune(
-        { ...one.repository, store: dying },
-        { rewrite: ALL, warn: () => undefined },
-      ).catch((error: unknown) => error);
-      if (operation < whole.count() - 2)
-        expect(killed, `${operation}`).toMatchObject({ code: expect.any(String) as unknown });
-      await expectAllRestore(one, contents);
-      const lookup = { graceMs: DAY, isGone: () => true };
-      for (let time = 0; time < 4; time++) {
-        forward(25 * HOUR);
-        await runPrune(one.repository, { rewrite: ALL, lookup });
-        await expectAllRestore(one, contents);
-      }
-      await expectNothingLeft(one);
-      expect((await one.verify()).problems, `${operation}`).toEqual([]);
-      if (one.store.uploads.size === 0) continue;
-      await one.backup([diskOf([7])], { source: "other" }); // clears the uploads of the dead
-      expect(one.store.uploads.size, `${operation}`).toBe(0);
-    }
-  });
 });
 
 test("what a killed prune has copied is not copied again", async () => {
