@@ -2,6 +2,7 @@ import { Command } from "commander";
 import { formatSize } from "../../bytes/size.ts";
 import { RUN_GRACE_MS } from "../../repository/pins.ts";
 import { DEFAULT_GRACE_MS, parseGrace } from "../../upkeep/prune/grace.ts";
+import { parseMaxRepack, parseMaxUnused } from "../../upkeep/prune/rewrite-limits.ts";
 import { prune, type PruneReport } from "../../upkeep/prune/prune.ts";
 import type { Tally } from "../../upkeep/prune/survey.ts";
 import { action } from "../action.ts";
@@ -12,6 +13,8 @@ import { withRepository, type RepositoryFlags } from "../session.ts";
 interface Flags extends RepositoryFlags {
   readonly dryRun?: boolean;
   readonly grace?: string;
+  readonly maxUnused: string;
+  readonly maxRepackBytes: string;
 }
 
 export function pruneCommand(): Command {
@@ -22,6 +25,8 @@ export function pruneCommand(): Command {
 prune condemned longer than the grace ago. So data of a forgotten generation goes with the second or third prune
 after it; until the first, restore-generation brings the generation back.
 
+What is in use of packs that have become thin is copied into new packs, and the thin ones go as well.
+
 Backups and restores may run meanwhile. A damaged manifest or layer stops it before anything is condemned.`,
     )
     .option("--dry-run", "show what would be condemned and deleted; write nothing")
@@ -30,17 +35,32 @@ Backups and restores may run meanwhile. A damaged manifest or layer stops it bef
       "leave alone what is younger, or was forgotten or condemned later: 24h, 3d, 2w; at least 2h",
       "24h",
     )
+    .option(
+      "--max-unused <SHARE>",
+      "rewrite the thinnest packs until no more than this is dead in packs that are in use: 5%, 20GiB, unlimited",
+      "5%",
+    )
+    .option(
+      "--max-repack-bytes <SIZE>",
+      "copy at most so many bytes for that: 50GiB, 0, unlimited",
+      "unlimited",
+    )
     .addHelpText(
       "after",
       `
 Examples:
   blockhaul prune -r s3://my-bucket/vms --dry-run
-  blockhaul prune -r s3://my-bucket/vms --grace 3d`,
+  blockhaul prune -r s3://my-bucket/vms --grace 3d
+  blockhaul prune -r s3://my-bucket/vms --max-unused 10% --max-repack-bytes 50GiB`,
     )
     .action(
       action(async (cli, command) => {
         const flags = command.optsWithGlobals<Flags>();
         const graceMs = flags.grace === undefined ? DEFAULT_GRACE_MS : parseGrace(flags.grace);
+        const rewrite = {
+          maxUnused: parseMaxUnused(flags.maxUnused),
+          maxRepackBytes: parseMaxRepack(flags.maxRepackBytes),
+        };
         await withRepository(flags, cli, async (repository) => {
           const options = {
             graceMs,
@@ -48,6 +68,7 @@ Examples:
             lookup: { graceMs: RUN_GRACE_MS, isGone },
             holder: thisProcess(),
             warn: (message: string) => cli.output.warn(message),
+            rewrite,
           };
           const report = await prune(repository, options, cli.run);
           cli.output.result(report, () => text(report));
@@ -85,9 +106,22 @@ function text(report: PruneReport): string {
   return [
     table(["", "PACKS", "LAYERS", "SIZE", "WHY"], lines),
     summary,
+    ...rewritten(report),
     ...tidied(report),
     ...(requests.length > 0 ? [`Requests: ${requests.join(", ")}`] : []),
   ].join("\n");
+}
+
+function rewritten({ dryRun, rewritten: thin }: PruneReport): string[] {
+  const lines: string[] = [];
+  if (thin.packs > 0) {
+    const what = `${counted(thin.packs, "thin pack")}, ${formatSize(thin.bytes)} copied`;
+    const frees = `${formatSize(thin.freedBytes)} will be freed when they are deleted`;
+    lines.push(`${dryRun ? "Would rewrite" : "Rewrote"} ${what}; ${frees}`);
+  }
+  if (thin.damaged > 0)
+    lines.push(`Found ${counted(thin.damaged, "damaged chunk")}, which stay where they are`);
+  return lines;
 }
 
 function forgottenToo(forgotten: number): string {
@@ -101,6 +135,7 @@ function tidied({ dryRun, tidied: gone, indexesReplaced }: PruneReport): string[
     [gone.leases, "dead lease", "dead leases"],
     [gone.damaged, "record of damage", "records of damage"],
     [gone.condemned, "record of what was deleted", "records of what was deleted"],
+    [gone.forwards, "forward of no use", "forwards of no use"],
     [indexesReplaced, "index object, replaced", "index objects, replaced"],
   ] as const;
   const some = kinds.filter(([count]) => count > 0);

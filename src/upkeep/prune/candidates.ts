@@ -1,21 +1,8 @@
 import type { PackRef } from "../../repository/pack-directory.ts";
 import type { Forwarding } from "./forwarding.ts";
 import type { PackMarks } from "./pack-marks.ts";
+import type { RewriteLimits } from "./rewrite-limits.ts";
 import { slotsWithout } from "./slot-bits.ts";
-
-/** What rewriting may leave, and may take. */
-export interface RewriteLimits {
-  /** Dead bytes that may stay in packs that are in use: bytes, or a share of all bytes of these packs. */
-  readonly maxUnused: number | { readonly percent: number };
-  /** Stored bytes that one run copies at most. */
-  readonly maxRepackBytes: number;
-}
-
-/** As restic's: a twentieth of what is stored may be dead, and one run moves whatever it takes. */
-export const DEFAULT_REWRITE_LIMITS: RewriteLimits = {
-  maxUnused: { percent: 5 },
-  maxRepackBytes: Infinity,
-};
 
 /** A pack of which slots are to be copied elsewhere. */
 export interface PackToMove {

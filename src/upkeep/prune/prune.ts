@@ -6,11 +6,11 @@ import { acquireLease, DEFAULT_LEASE, type Lease, type LeaseHolder } from "../..
 import { forgottenKey, uuidv7 } from "../../repository/names.ts";
 import type { PinLookup } from "../../repository/pins.ts";
 import type { RequestCounts } from "../../store/store.ts";
-import type { RewriteLimits } from "./candidates.ts";
 import { Forwarding } from "./forwarding.ts";
 import { Live, markLive } from "./mark.ts";
 import { reallyMoved } from "./moved.ts";
 import { takeOutOfIndex } from "./rewrite-index.ts";
+import type { RewriteLimits } from "./rewrite-limits.ts";
 import { readRoots, type Roots } from "./roots.ts";
 import {
   condemnedSince,
