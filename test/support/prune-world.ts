@@ -1,0 +1,355 @@
+import { expect } from "vitest";
+import type { ChunkWorkers } from "../../src/chunk/workers.ts";
+import type { Extent } from "../../src/disk/disk.ts";
+import { AppError } from "../../src/errors.ts";
+import { loadGenerations } from "../../src/repository/generations.ts";
+import { holdGeneration, releaseGeneration } from "../../src/repository/holds.ts";
+import { DiskMap } from "../../src/repository/layer-stack.ts";
+import type { StoredManifest } from "../../src/repository/manifest.ts";
+import { layerKey, packKey, parseKey } from "../../src/repository/names.ts";
+import { withPin } from "../../src/restore/pin.ts";
+import type { ObjectStore } from "../../src/store/store.ts";
+import { prune, type PruneReport } from "../../src/upkeep/prune/prune.ts";
+import { restoreGeneration } from "../../src/upkeep/restore-generation.ts";
+import { restoreDisk } from "../../src/restore/restore-disk.ts";
+import { Backups } from "./backups.ts";
+import { memoryRepository } from "./memory-repository.ts";
+import { DAY, HOUR, LOOKUP, forgetThem, forward } from "./prunes.ts";
+import { noise } from "./random-disk.ts";
+import { MemoryTarget, ScriptedDisk } from "./scripted-disk.ts";
+import { SteppedActors, type Actor } from "./stepped-actors.ts";
+
+const CHUNK = 64 * 1024;
+const CHUNKS = 8;
+const CONTENTS = 14;
+const SOURCES = ["web", "db"];
+const LEASE_MS = 121_000;
+const ACTORS_MAX = 4;
+
+const never = new AbortController().signal;
+
+/** How a program may end when others get in its way. */
+const EXPECTED = new Set(
+  [
+    "E_LOCKED E_LEASE_LOST E_OVERTAKEN E_PRUNING E_CONDEMNED",
+    "E_NO_GENERATION E_NOT_FORGOTTEN E_TOO_LATE E_NOT_HELD E_FORGET_HALF E_NO_OBJECT",
+  ].flatMap((codes) => codes.split(" ")),
+);
+
+type Random = (below: number) => number;
+
+/**
+ * A repository and the programs that work on it, one request at a time in random order: backups, forgets, holds,
+ * restores, generations that are brought back, and prunes; any of them killed or stopped for days at any request,
+ * while the clock goes on.
+ */
+export class PruneWorld {
+  readonly outcomes: Record<string, number> = {};
+  readonly #random: Random;
+  readonly #repository = memoryRepository({ packSize: 4 * CHUNK, partSize: CHUNK });
+  readonly #actors: SteppedActors;
+  readonly #hosts: readonly Backups[];
+  readonly #disks = new Map<string, number[]>();
+  /** What each generation holds that was ever committed, and what its restore needs, once that is known. */
+  readonly #truth = new Map<string, readonly number[]>();
+  readonly #needs = new Map<string, readonly string[]>();
+  /** Committed by a backup that was presumed dead, or half brought back: nothing is promised of these. */
+  readonly #doubtful = new Set<string>();
+  readonly #returning = new Map<Actor, string>();
+  readonly #leases = new Map<string, Actor>();
+  readonly #taking = new Map<Actor, readonly number[]>();
+  #failure: unknown;
+
+  constructor(random: Random, workers: ChunkWorkers, cacheDirs: readonly string[]) {
+    this.#random = random;
+    this.#actors = new SteppedActors(this.#repository.store, (actor, operation, key) =>
+      this.#onRequest(actor, operation, key),
+    );
+    const watched = this.#actors.watched(workers);
+    this.#hosts = cacheDirs.map((cacheDir) => Backups.with(this.#repository, cacheDir, watched));
+    for (const source of SOURCES) this.#disks.set(source, this.#contents());
+  }
+
+  /** Lets one thing happen, and checks that no generation misses anything. */
+  async step(): Promise<void> {
+    const random = this.#random;
+    const actors = [...this.#actors.all];
+    const what = random(1000);
+    if (actors.length === 0 || (what < 60 && actors.length < ACTORS_MAX)) this.#startOne();
+    else if (what < 60) this.#releaseSome(actors);
+    else if (what < 64) this.#kill(actors[random(actors.length)]!);
+    else if (what < 76) this.#toggle(actors[random(actors.length)]!);
+    else if (what < 110) this.#forward([1000, 60_000, HOUR, 3 * HOUR, 5 * HOUR, 26 * HOUR][random(6)]!);
+    else this.#releaseSome(actors);
+    await this.#actors.settle();
+    await this.check();
+  }
+
+  /** Lets everybody come to an end. */
+  async finish(): Promise<void> {
+    for (let idle = 0; this.#actors.all.size > 0 && idle < 200;) {
+      for (const actor of this.#actors.all) actor.suspended = false;
+      const waiting = [...this.#actors.all].filter(({ parked }) => parked.length > 0);
+      const actor = waiting[this.#random(Math.max(1, waiting.length))];
+      if (actor === undefined) {
+        idle++; // a lease that waits for another's, by the clock on the wall
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      } else this.#actors.release(actor, this.#random(actor.parked.length));
+      await this.#actors.settle();
+      await this.check();
+    }
+    expect(
+      [...this.#actors.all].map(({ name }) => name),
+      "all have ended",
+    ).toEqual([]);
+  }
+
+  /** Every generation restores to what was backed up, and when nobody works, what is dead goes. */
+  async expectWhole(): Promise<void> {
+    await this.#expectRestores();
+    const reports: PruneReport[] = [];
+    for (let time = 0; time < 4; time++) {
+      forward(13 * DAY);
+      try {
+        reports.push(await this.#prune(this.#repository.store, DAY));
+      } catch (error) {
+        if (this.#doubtful.size > 0) return; // what is broken stops it
+        throw error;
+      }
+    }
+    await this.#expectRestores();
+    const { young, condemned, waiting, deleted } = reports.at(-1)!;
+    for (const tally of [young, condemned, waiting, deleted])
+      expect(tally).toMatchObject({ packs: 0, layers: 0 });
+    const kinds = new Set([...this.#repository.store.objects.keys()].map((key) => key.split("/")[0]));
+    expect([...kinds].filter((kind) => kind === "leases" || kind === "forgotten")).toEqual([]);
+  }
+
+  /** Nothing that a listed generation needs has gone. */
+  async check(): Promise<void> {
+    if (this.#failure !== undefined) throw this.#failure;
+    const { objects } = this.#repository.store;
+    for (const key of objects.keys()) {
+      const name = parseKey(key);
+      if (name?.type !== "generation" || this.#isDoubtful(name.generation)) continue;
+      let needs = this.#needs.get(name.generation);
+      if (needs === undefined)
+        this.#needs.set(name.generation, (needs = await this.#needsOf(name.generation)));
+      const missing = needs.filter((one) => !objects.has(one));
+      if (missing.length > 0) throw new Error(`generation ${name.generation} has lost ${missing.join(", ")}`);
+    }
+  }
+
+  #isDoubtful(generation: string): boolean {
+    return this.#doubtful.has(generation) || [...this.#returning.values()].includes(generation);
+  }
+
+  async #needsOf(generation: string): Promise<string[]> {
+    const all = await loadGenerations(this.#repository, undefined, never);
+    const manifest = all.find((one) => one.generation === generation);
+    if (manifest === undefined) return [];
+    const needs = new Set<string>();
+    for (const disk of manifest.disks) {
+      for (const { layer } of disk.layers) needs.add(layerKey(layer));
+      const map = await DiskMap.open(this.#repository, disk, never);
+      for await (const { where } of map.runs(0, map.chunks, never)) {
+        if (where !== "zero") needs.add(packKey(where.packRef.pack));
+      }
+    }
+    return [...needs];
+  }
+
+  async #expectRestores(): Promise<void> {
+    for (const manifest of await loadGenerations(this.#repository, undefined, never)) {
+      if (this.#isDoubtful(manifest.generation)) continue;
+      const bytes = await this.#hosts[0]!.restore(manifest.disks[0]!);
+      const truth = bytesOf(this.#truth.get(manifest.generation)!);
+      expect(bytes.equals(truth), `generation ${manifest.generation}`).toBe(true);
+    }
+  }
+
+  #startOne(): void {
+    const random = this.#random;
+    const source = SOURCES[random(SOURCES.length)]!;
+    const way = random(20);
+    if (way < 7) this.#startBackup(source);
+    else if (way < 12)
+      this.#start("prune", (store) => this.#prune(store, [DAY, 2 * HOUR, 2 * HOUR][random(3)]!));
+    else if (way < 15) this.#startForget(source);
+    else if (way < 17) this.#startRestore(source);
+    else if (way < 18) this.#startReturn();
+    else this.#startHold(source);
+  }
+
+  #start(name: string, work: (store: ObjectStore, actor: Actor) => Promise<unknown>): Actor {
+    return this.#actors.start(name, work, (failure) => {
+      const code = failure instanceof AppError ? failure.code : failure === undefined ? "done" : "unexpected";
+      const outcome = `${name} ${code}`;
+      this.outcomes[outcome] = (this.outcomes[outcome] ?? 0) + 1;
+      if (failure === undefined || EXPECTED.has(code)) return;
+      const excused = failure instanceof AppError && failure.kind === "corrupt" && this.#doubtful.size > 0;
+      if (!excused) this.#failure ??= new Error(`${name} failed: ${String(failure)}`, { cause: failure });
+    });
+  }
+
+  async #prune(store: ObjectStore, graceMs: number): Promise<PruneReport> {
+    const holder = { host: "test", pid: 1 };
+    const options = { graceMs, dryRun: false, lookup: LOOKUP, holder, warn: () => undefined };
+    const report = await prune({ ...this.#repository, store }, options, new AbortController());
+    for (const kind of ["condemned", "deleted", "kept"] as const) {
+      this.outcomes[kind] = (this.outcomes[kind] ?? 0) + report[kind].packs + report[kind].layers;
+    }
+    return report;
+  }
+
+  #startBackup(source: string): void {
+    const random = this.#random;
+    const contents = this.#disks.get(source)!;
+    for (let changes = random(6); changes > 0; changes--) contents[random(CHUNKS)] = random(CONTENTS);
+    const taken = [...contents];
+    const listed = [...this.#repository.store.objects.keys()].flatMap((key) => {
+      const name = parseKey(key);
+      return name?.type === "generation" && name.source === source ? [name.generation] : [];
+    });
+    const parent = random(3) === 0 ? listed[random(Math.max(1, listed.length))] : undefined;
+    const before = parent === undefined ? undefined : this.#truth.get(parent);
+    const disk = new ScriptedDisk("vda", bytesOf(taken), { extents: extentsSince(before, taken) });
+    const host = this.#hosts[random(this.#hosts.length)]!;
+    const how = parent === undefined ? { full: random(4) === 0 } : { bitmap: "b", parent };
+    const actor = this.#start("backup", (store) => host.backup([disk], { source, store, ...how }));
+    this.#taking.set(actor, taken);
+  }
+
+  #startForget(source: string): void {
+    this.#start("forget", async (store) => {
+      const repository = { ...this.#repository, store };
+      const some = (await loadGenerations(this.#repository, source, never)).filter(
+        () => this.#random(2) === 0,
+      );
+      await forgetThem(
+        repository,
+        source,
+        some.map(({ generation }) => generation),
+      );
+    });
+  }
+
+  #startHold(source: string): void {
+    const hold = this.#random(2) === 0;
+    this.#start(hold ? "hold" : "release", async (store) => {
+      const repository = { ...this.#repository, store };
+      const name = await this.#any(source);
+      if (name === undefined) return;
+      const details = { reason: null, host: "test", writer: "test" };
+      if (hold) await holdGeneration(repository, name, details, never);
+      else await releaseGeneration(repository, name, never);
+    });
+  }
+
+  /** One that has begun must end with the right bytes, whatever is forgotten and pruned meanwhile. */
+  #startRestore(source: string): void {
+    this.#start("restore", async (store, actor) => {
+      const repository = { ...this.#repository, store };
+      const manifest = await this.#any(source);
+      if (manifest === undefined || this.#isDoubtful(manifest.generation)) return;
+      const pinning = { host: "test", writer: "test", unpinned: (): never => expect.unreachable() };
+      await withPin(repository, manifest, pinning, never, async () => {
+        const [disk] = manifest.disks;
+        const target = new MemoryTarget(disk!.size);
+        try {
+          await restoreDisk(
+            disk!,
+            target,
+            this.#hosts[0]!.tools(store),
+            new AbortController(),
+            () => undefined,
+          );
+        } catch (error) {
+          if (actor.killed || Date.now() - actor.startedAt >= DAY)
+            throw new AppError("notFound", "E_NO_GENERATION", "late");
+          throw error;
+        }
+        if (!target.bytes.equals(bytesOf(this.#truth.get(manifest.generation)!)))
+          throw new Error("wrong bytes");
+      });
+    });
+  }
+
+  #startReturn(): void {
+    const forgotten = [...this.#repository.store.objects.keys()].flatMap((key) => {
+      const name = parseKey(key);
+      return name?.type === "forgotten" ? [name] : [];
+    });
+    const name = forgotten[this.#random(Math.max(1, forgotten.length))];
+    if (name === undefined) return;
+    const actor = this.#start("return", async (store) => {
+      await restoreGeneration({ ...this.#repository, store }, name, never);
+      this.#returning.delete(actor);
+    });
+    this.#returning.set(actor, name.generation);
+  }
+
+  async #any(source: string): Promise<StoredManifest | undefined> {
+    const all = await loadGenerations(this.#repository, source, never);
+    return all[this.#random(Math.max(1, all.length))];
+  }
+
+  #onRequest(actor: Actor, operation: string, key: string): void {
+    const name = parseKey(key);
+    if (operation === "replace" && name?.type === "lease") this.#leases.set(key, actor);
+    if (operation !== "put" || name?.type !== "generation") return;
+    const taken = this.#taking.get(actor);
+    if (taken === undefined) return;
+    this.#truth.set(name.generation, taken);
+    if (actor.presumedDead) this.#doubtful.add(name.generation);
+  }
+
+  #releaseSome(actors: readonly Actor[]): void {
+    const ready = actors.filter(({ suspended, parked }) => !suspended && parked.length > 0);
+    const actor = ready[this.#random(Math.max(1, ready.length))];
+    if (actor === undefined) return;
+    this.#actors.release(actor, this.#random(actor.parked.length));
+  }
+
+  #kill(actor: Actor): void {
+    const returning = this.#returning.get(actor);
+    if (returning !== undefined) this.#doubtful.add(returning);
+    this.#returning.delete(actor);
+    this.#actors.kill(actor, this.#random(2) === 0);
+    this.outcomes["killed"] = (this.outcomes["killed"] ?? 0) + 1;
+  }
+
+  #toggle(actor: Actor): void {
+    actor.suspended = !actor.suspended;
+  }
+
+  /** Time goes by; who is not stopped renews its lease meanwhile. */
+  #forward(ms: number): void {
+    forward(ms);
+    for (const actor of this.#actors.all)
+      if (actor.suspended && ms >= LEASE_MS / 4) actor.presumedDead = true;
+    const { objects } = this.#repository.store;
+    for (const [key, { killed, suspended, done }] of this.#leases) {
+      const lease = objects.get(key);
+      if (lease === undefined || killed || suspended || done) continue;
+      objects.set(key, { bytes: lease.bytes, lastModified: new Date() });
+    }
+  }
+
+  #contents(): number[] {
+    return Array.from({ length: CHUNKS }, () => this.#random(CONTENTS));
+  }
+}
+
+function bytesOf(contents: readonly number[]): Buffer {
+  return Buffer.concat(contents.map((seed) => (seed === 0 ? Buffer.alloc(CHUNK) : noise(seed, CHUNK))));
+}
+
+/** What a bitmap since `before` says; without one all is data. */
+function extentsSince(before: readonly number[] | undefined, now: readonly number[]): Extent[] {
+  return now.map((content, index) => ({
+    offset: index * CHUNK,
+    length: CHUNK,
+    state: before !== undefined && before[index] === content ? "unchanged" : "data",
+  }));
+}
