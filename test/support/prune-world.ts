@@ -182,14 +182,16 @@ export class PruneWorld {
   }
 
   #start(name: string, work: (store: ObjectStore, actor: Actor) => Promise<unknown>): Actor {
-    return this.#actors.start(name, work, (failure) => {
+    const actor = this.#actors.start(name, work, (failure) => {
       const code = failure instanceof AppError ? failure.code : failure === undefined ? "done" : "unexpected";
       const outcome = `${name} ${code}`;
       this.outcomes[outcome] = (this.outcomes[outcome] ?? 0) + 1;
       if (failure === undefined || EXPECTED.has(code)) return;
+      if (actor.presumedDead && code === "E_STORE") return; // its uploads were cleared away
       const excused = failure instanceof AppError && failure.kind === "corrupt" && this.#doubtful.size > 0;
       if (!excused) this.#failure ??= new Error(`${name} failed: ${String(failure)}`, { cause: failure });
     });
+    return actor;
   }
 
   async #prune(store: ObjectStore, graceMs: number): Promise<PruneReport> {
