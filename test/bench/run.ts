@@ -13,6 +13,7 @@ import { fullMinio } from "./full-minio.ts";
 import { type Finding, printFindings } from "./harness.ts";
 import { incremental, unchangedRescan } from "./incremental.ts";
 import { openGeneration } from "./open-generation.ts";
+import { pruneMemory } from "./prune.ts";
 
 const BENCHES: Readonly<Record<string, (rounds: number) => Promise<Finding[]>>> = {
   "full-directory": fullDirectory,
@@ -22,6 +23,7 @@ const BENCHES: Readonly<Record<string, (rounds: number) => Promise<Finding[]>>> 
   "unchanged-rescan": unchangedRescan,
   incremental,
   "open-generation": openGeneration,
+  prune: pruneMemory,
   freeze,
 };
 

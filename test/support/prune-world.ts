@@ -1,7 +1,7 @@
 import { expect } from "vitest";
 import type { ChunkWorkers } from "../../src/chunk/workers.ts";
 import type { Extent } from "../../src/disk/disk.ts";
-import { AppError } from "../../src/errors.ts";
+import { AppError, messageOf } from "../../src/errors.ts";
 import { loadGenerations } from "../../src/repository/generations.ts";
 import { holdGeneration, releaseGeneration } from "../../src/repository/holds.ts";
 import { DiskMap } from "../../src/repository/layer-stack.ts";
@@ -58,7 +58,7 @@ export class PruneWorld {
   readonly #returning = new Map<Actor, string>();
   readonly #leases = new Map<string, Actor>();
   readonly #taking = new Map<Actor, readonly number[]>();
-  #failure: unknown;
+  #failure: Error | undefined;
 
   constructor(random: Random, workers: ChunkWorkers, cacheDirs: readonly string[]) {
     this.#random = random;
@@ -189,7 +189,7 @@ export class PruneWorld {
       if (failure === undefined || EXPECTED.has(code)) return;
       if (actor.presumedDead && code === "E_STORE") return; // its uploads were cleared away
       const excused = failure instanceof AppError && failure.kind === "corrupt" && this.#doubtful.size > 0;
-      if (!excused) this.#failure ??= new Error(`${name} failed: ${String(failure)}`, { cause: failure });
+      if (!excused) this.#failure ??= new Error(`${name} failed: ${messageOf(failure)}`, { cause: failure });
     });
     return actor;
   }

@@ -24,15 +24,20 @@ export interface SimulatedDisk {
 /**
  * Stores the layers of a disk that is full of data, as backups would have left them, without any blobs: a pack has
  * 180 to 500 slots, as 64 MiB of chunks of 256 KiB have that compress to a half or not at all.
+ *
+ * @param onGeneration told of the disk as each generation has it, oldest first.
+ * @param onPack told of the name of each pack.
  */
 export async function simulateDisk(
   repository: Repository,
   disk: SimulatedDisk,
   signal: AbortSignal,
+  onGeneration: (disk: MappedDisk) => Promise<void> = () => Promise.resolve(),
+  onPack: (pack: string) => void = () => undefined,
 ): Promise<MappedDisk> {
   const { size, chunkSize } = disk;
   const random = seeded(disk.seed);
-  const packs = new SimulatedPacks(random);
+  const packs = new SimulatedPacks(random, onPack);
   let layers: readonly LayerRef[] = [];
   for (let generation = 0; generation <= disk.incrementals; generation++) {
     const writer = new LayerWriter(size, chunkSize);
@@ -40,6 +45,7 @@ export async function simulateDisk(
     else fillSome(writer, disk, packs, random);
     const parent = generation === 0 ? undefined : { size, layers };
     layers = await storeStack(repository, writer, (pack) => packs.ref(pack), parent, signal);
+    await onGeneration({ name: "vda", size, chunkSize, layers });
   }
   return { name: "vda", size, chunkSize, layers };
 }
@@ -71,13 +77,15 @@ function fillSome(
 
 class SimulatedPacks {
   readonly #random: (below: number) => number;
+  readonly #onPack: (pack: string) => void;
   readonly #refs = new Map<string, PackRef>();
   readonly #complete: PackRef[] = [];
   #open: PackRef | undefined;
   #slot = 0;
 
-  constructor(random: (below: number) => number) {
+  constructor(random: (below: number) => number, onPack: (pack: string) => void) {
     this.#random = random;
+    this.#onPack = onPack;
   }
 
   ref(pack: string): PackRef {
@@ -91,6 +99,7 @@ class SimulatedPacks {
       this.#open = { pack: newUuid(), digest: randomBytes(32), slotCount, blobBytes: slotCount * 150_000 };
       this.#refs.set(this.#open.pack, this.#open);
       this.#complete.push(this.#open);
+      this.#onPack(this.#open.pack);
       this.#slot = 0;
     }
     return { pack: this.#open.pack, slot: this.#slot++ };
