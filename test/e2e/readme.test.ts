@@ -15,6 +15,7 @@ import { compareFiles } from "../support/images.ts";
 import { attachLoop, loopDevicesWork } from "../support/loop-device.ts";
 import { bootGuest } from "../support/guest/guest.ts";
 import { minioClient, startMinio } from "../support/minio.ts";
+import { expectNoSecrets, secretsOf } from "../support/secrets.ts";
 import { startQemuNbd } from "../support/qemu-nbd.ts";
 import type { S3Server } from "../support/s3-process.ts";
 
@@ -164,7 +165,12 @@ describe("README.md, line by line", () => {
     const [, unset] = /^unset (\w+)$/.exec(line) ?? [];
     if (unset !== undefined) env = Object.fromEntries(Object.entries(env).filter(([key]) => key !== unset));
     const run = promisify(execFile);
-    return (await run("bash", ["-c", line], { cwd: folder, env: { ...process.env, ...env } })).stdout;
+    const { stdout, stderr } = await run("bash", ["-c", line], {
+      cwd: folder,
+      env: { ...process.env, ...env },
+    });
+    expectNoSecrets(secretsOf(env), stdout + stderr, line);
+    return stdout;
   }
 
   test("all of it runs, from the first init to doctor", async () => {

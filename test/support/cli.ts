@@ -1,5 +1,6 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { resolve } from "node:path";
+import { expectNoSecrets, secretsOf } from "./secrets.ts";
 
 const BIN = resolve(import.meta.dirname, "../../bin/blockhaul.js");
 
@@ -19,12 +20,14 @@ export interface CliOptions {
   readonly started?: (child: ChildProcess) => void;
 }
 
-/** Runs the built program as a user does. */
+/** Runs the built program as a user does. @throws Error when it prints a secret that it was given. */
 export async function runCli(args: readonly string[], options: CliOptions = {}): Promise<CliResult> {
   const argv = [...(options.under ?? []), process.execPath, BIN, ...args];
+  const env = { ...process.env, ...options.env };
+  const secrets = secretsOf(env, args); // now: the files may be gone when it ends
   const child = spawn(argv[0]!, argv.slice(1), {
     stdio: ["ignore", "pipe", "pipe"],
-    env: { ...process.env, ...options.env },
+    env,
     ...(options.cwd !== undefined && { cwd: options.cwd }),
   });
   options.started?.(child);
@@ -32,10 +35,12 @@ export async function runCli(args: readonly string[], options: CliOptions = {}):
   let stderr = "";
   child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text));
   child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr += text));
-  return await new Promise((done, fail) => {
+  const result = await new Promise<CliResult>((done, fail) => {
     child.on("error", fail);
     child.on("close", (code, signal) => done({ code, signal, stdout, stderr }));
   });
+  expectNoSecrets(secrets, stdout + stderr, `The output of blockhaul ${args[0] ?? ""}`);
+  return result;
 }
 
 /** Runs it with `--json`, expects success, and returns the document. */
