@@ -1,11 +1,14 @@
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import { extendLocks } from "../../src/repository/object-lock.ts";
 import { openRepository } from "../../src/repository/config.ts";
 import { openStore } from "../../src/store/open.ts";
+import type { PruneReport } from "../../src/upkeep/prune/prune.ts";
 import { backUpFile } from "../support/exported-images.ts";
+import { runPrune } from "../support/prunes.ts";
 import { temporaryFolder } from "../support/folder.ts";
 import { makeImage } from "../support/images.ts";
 import { minioClient, startMinio } from "../support/minio.ts";
@@ -65,6 +68,32 @@ async function daysLocked({ prefix }: Locked, key: string): Promise<number | und
   return until === undefined ? undefined : Math.round((Date.parse(until) - Date.now()) / DAY_MS);
 }
 
+/** Whoever may end governance locks early can make them shorter. */
+async function lockFor(prefix: string, key: string, days: number): Promise<void> {
+  await minioClient(minio).putObjectRetention(BUCKET, `${prefix}/${key}`, {
+    governanceBypass: true,
+    mode: "GOVERNANCE",
+    retainUntilDate: new Date(Date.now() + days * DAY_MS).toISOString(),
+  } as never);
+}
+
+/** Without a grace, so that the second one could delete what the first has condemned. */
+async function pruneTwice(repository: TestRepository): Promise<PruneReport[]> {
+  Object.assign(process.env, repository.env);
+  const store = await openStore(repository.location);
+  try {
+    const opened = await openRepository(store, never);
+    const reports = [];
+    for (let round = 0; round < 2; round++) {
+      await delay(1100); // S3 dates objects by the second
+      reports.push(await runPrune(opened, { graceMs: 0 }));
+    }
+    return reports;
+  } finally {
+    store.close();
+  }
+}
+
 async function image(seed: number): Promise<string> {
   const path = join(await temporaryFolder(), "web.raw");
   await makeImage(path, { size: 3 * MiB, seed, parts: [{ kind: "random", length: 3 * MiB }] });
@@ -111,30 +140,38 @@ describe("a locked repository", () => {
   test("a pack that is used again is locked anew when half of its time is gone", async () => {
     const locked = await lockedRepository(10);
     const { repository, prefix } = locked;
-    const { env } = repository;
     await backUpFile(repository, await image(7), "--name", "one");
     const [pack] = await keysUnder(repository, "packs/");
-    // as if written eight days ago: whoever may end governance locks early can do that
-    const until = (days: number): string => new Date(Date.now() + days * DAY_MS).toISOString();
-    const set = (days: number): Promise<unknown> =>
-      minioClient(minio).putObjectRetention(BUCKET, `${prefix}/${pack!}`, {
-        governanceBypass: true,
-        mode: "GOVERNANCE",
-        retainUntilDate: until(days),
-      } as never);
-    await set(8);
+    // as if written some days ago
+    await lockFor(prefix, pack!, 8);
     await backUpFile(repository, await image(7), "--name", "two");
     expect(await daysLocked(locked, pack!)).toBe(8); // long enough
-    await set(2);
+    await lockFor(prefix, pack!, 2);
     const { stats } = await backUpFile(repository, await image(7), "--name", "three");
     expect(await daysLocked(locked, pack!)).toBe(10);
     expect(stats.requests).toMatchObject({ PutObjectRetention: 1 });
     expect(await keysUnder(repository, "packs/")).toEqual([pack]);
-    Object.assign(process.env, env);
+    Object.assign(process.env, repository.env);
     const store = await openStore(repository.location);
     const opened = await openRepository(store, never);
     expect(await extendLocks(opened, [pack!, "packs/00000000-0000-4000-8000-000000000000"], never)).toBe(0);
     store.close();
+  });
+
+  test("prune locks anew what is in use, and leaves what is locked", async () => {
+    const locked = await lockedRepository(10);
+    const { repository, prefix } = locked;
+    const kept = await backUpFile(repository, await image(1), "--name", "kept");
+    const [keptPack] = await keysUnder(repository, "packs/");
+    await backUpFile(repository, await image(2), "--name", "gone");
+    const goneKey = (await keysUnder(repository, "generations/gone/"))[0]!;
+    for (const key of [keptPack!, `generations/kept/${kept.generation}.json`]) await lockFor(prefix, key, 2);
+    await minioClient(minio).removeObject(BUCKET, `${prefix}/${goneKey}`); // hides it: versions stay
+    const pruned = await pruneTwice(repository);
+    expect(pruned[0]).toMatchObject({ condemned: { packs: 1, layers: 1 }, locksExtended: 2 });
+    expect(pruned[1]).toMatchObject({ deleted: { packs: 0, layers: 0 }, locksExtended: 0 });
+    expect(await keysUnder(repository, "packs/")).toHaveLength(2);
+    expect(await daysLocked(locked, keptPack!)).toBe(10);
   });
 
   test("an encrypted one's keys are locked too", async () => {

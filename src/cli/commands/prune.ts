@@ -108,6 +108,7 @@ function text(report: PruneReport): string {
     summary,
     ...rewritten(report),
     ...tidied(report),
+    ...(report.locksExtended > 0 ? [`Locked anew: ${counted(report.locksExtended, "object")}`] : []),
     ...(requests.length > 0 ? [`Requests: ${requests.join(", ")}`] : []),
   ].join("\n");
 }

@@ -7,6 +7,7 @@ import { forgottenKey, uuidv7 } from "../../repository/names.ts";
 import type { PinLookup } from "../../repository/pins.ts";
 import type { RequestCounts } from "../../store/store.ts";
 import { Forwarding } from "./forwarding.ts";
+import { extendLiveLocks, withoutLocked } from "./locks.ts";
 import { Live, markLive } from "./mark.ts";
 import { reallyMoved } from "./moved.ts";
 import { takeOutOfIndex } from "./rewrite-index.ts";
@@ -69,6 +70,8 @@ export interface PruneReport {
   /** Thin packs. */
   readonly rewritten: ThinReport;
   readonly indexesReplaced: number;
+  /** Of objects in use (Object Lock). */
+  readonly locksExtended: number;
   readonly requests: RequestCounts;
   readonly seconds: number;
 }
@@ -121,6 +124,7 @@ interface Facts {
   readonly condemned: readonly DeadObject[];
   readonly deleted: readonly DeadObject[];
   readonly indexesReplaced?: number;
+  readonly locksExtended?: number;
 }
 
 /** One run, and what it knows so far. */
@@ -174,6 +178,7 @@ class Prune {
       });
     }
 
+    const locksExtended = await extendLiveLocks(repository, this.#live, signal);
     // Before the generations are listed again: whoever brings one back looks its record up after the manifest is there.
     await this.#deleteAll(roots.expired.map(keyOfForgotten));
     const { report: rewritten, emptied } =
@@ -191,7 +196,16 @@ class Prune {
       signal,
     );
     await this.#deleteAll([...litter.runs, ...litter.leases, ...litter.damaged, ...litter.condemned]);
-    return this.#report({ roots, found, litter, rewritten, condemned: fresh, deleted, indexesReplaced });
+    return this.#report({
+      roots,
+      found,
+      litter,
+      rewritten,
+      condemned: fresh,
+      deleted,
+      indexesReplaced,
+      locksExtended,
+    });
   }
 
   /** By a fresh mark: what generations that came meanwhile need stays. */
@@ -205,7 +219,8 @@ class Prune {
     const dead = objects.filter((one) =>
       one.type === "forward" ? ids.has(one.id) : !isNeeded(this.#live, this.#forwarding, one),
     );
-    return await this.#goneOrMoved(dead.filter(({ id }) => condemned.get(id)! <= this.#limitMs));
+    const expired = dead.filter(({ id }) => condemned.get(id)! <= this.#limitMs);
+    return await this.#goneOrMoved(await withoutLocked(this.#repository, expired, this.#run.signal));
   }
 
   /** R2: without the packs that are in use, unless all that is used of them really lies somewhere else. */
@@ -255,7 +270,16 @@ class Prune {
     }
   }
 
-  #report({ roots, found, litter, rewritten, condemned, deleted, indexesReplaced = 0 }: Facts): PruneReport {
+  #report({
+    roots,
+    found,
+    litter,
+    rewritten,
+    condemned,
+    deleted,
+    indexesReplaced = 0,
+    locksExtended = 0,
+  }: Facts): PruneReport {
     const gone = new Set(deleted.map(({ key }) => key));
     const spared = tallyOf(found.expired.filter(({ key }) => !gone.has(key)));
     const requests: Record<string, number> = {};
@@ -284,6 +308,7 @@ class Prune {
       },
       rewritten,
       indexesReplaced,
+      locksExtended,
       requests,
       seconds: (performance.now() - this.#startedMs) / 1000,
     };
