@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { KiB } from "../bytes/size.ts";
-import { hasCode } from "../errors.ts";
+import { AppError, hasCode } from "../errors.ts";
 import type { Repository } from "./config.ts";
 import { count, timeText, uuid } from "./fields.ts";
 import { damagedKey, newUuid, parseKey, Prefix } from "./names.ts";
@@ -51,13 +51,26 @@ export async function recordDamaged(
   await store.put(key, sealer.sealObject("damaged", key, encodeRecord(document)), signal);
 }
 
-/** Every slot that is recorded as bad. Memory grows with the damage only. @throws AppError E_RECORD, E_SEAL (corrupt). */
-export async function readDamaged(repository: Repository, signal: AbortSignal): Promise<DamagedSlots> {
+/**
+ * Every slot that is recorded as bad. Memory grows with the damage only.
+ *
+ * @param onUnreadable told of each record that is damaged itself, which is then left out.
+ * @throws AppError E_RECORD, E_SEAL (corrupt) without `onUnreadable`.
+ */
+export async function readDamaged(
+  repository: Repository,
+  signal: AbortSignal,
+  onUnreadable?: (error: AppError) => void,
+): Promise<DamagedSlots> {
   const found = new Map<string, Set<number>>();
   for await (const { key } of repository.store.list(Prefix.damaged, signal)) {
     const name = parseKey(key);
     if (name?.type !== "damaged") continue;
-    const slots = await readRecord(repository, key, name.pack, signal);
+    const slots = await readRecord(repository, key, name.pack, signal).catch((error: unknown) => {
+      if (onUnreadable === undefined || !(error instanceof AppError) || error.kind !== "corrupt") throw error;
+      onUnreadable(error);
+      return [];
+    });
     const known = found.get(name.pack) ?? new Set<number>();
     for (const slot of slots) known.add(slot);
     found.set(name.pack, known);

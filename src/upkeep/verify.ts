@@ -1,218 +1,220 @@
-import { chunkCount, chunkLength } from "../chunk/grid.ts";
-import { SlabPool } from "../chunk/slabs.ts";
 import { AppError } from "../errors.ts";
-import { drain, mapOrdered } from "../flow/map-ordered.ts";
-import { DiskMap } from "../repository/layer-stack.ts";
-import type { Manifest, ManifestDisk } from "../repository/manifest.ts";
-import { packKey } from "../repository/names.ts";
-import { checkPackHeader, PACK_HEADER_SIZE } from "../repository/pack.ts";
-import type { PackRef } from "../repository/pack-directory.ts";
-import { openSpan } from "../restore/open-span.ts";
+import type { Repository } from "../repository/config.ts";
+import { readDamaged, recordDamaged, type DamagedSlots } from "../repository/damaged.ts";
+import { listGenerationNames } from "../repository/generations.ts";
+import type { Manifest } from "../repository/manifest.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
-import { GETS, SPAN_LIMITS, spans } from "../restore/spans.ts";
+import { adviceOn } from "./verify/advice.ts";
+import { Losses, type Loss } from "./verify/losses.ts";
+import { MapCheck, type BadSlots } from "./verify/maps.ts";
+import { lostOnTheWay, readPacks } from "./verify/packs.ts";
+import { attempt, Problems, type Problem } from "./verify/problems.ts";
+import type { UsedPack } from "./verify/used-packs.ts";
 
-/** Something stored that is not what was stored. */
-export interface Problem {
-  readonly message: string;
-  readonly code: string;
-  /** Generations that need it, as far as known. */
-  readonly generations: readonly string[];
+export type { Loss } from "./verify/losses.ts";
+export type { Problem } from "./verify/problems.ts";
+
+export interface VerifyRequest {
+  readonly manifests: readonly Manifest[];
+  /** What is wrong with generations that could not be loaded. */
+  readonly found: readonly Problem[];
+  /** 0 to 100: how many of the packs in use are read. */
+  readonly readPercent: number;
+  /** Told in a sentence what could not be done besides the check. */
+  readonly warn: (message: string) => void;
+  readonly progress: (done: number, total: number) => void;
 }
 
 export interface VerifyReport {
   readonly generations: number;
   readonly packs: number;
-  /** Slots that the generations use, and how many of them were read and checked. */
+  readonly packsRead: number;
+  /** Slots that the generations use, and how many of them were read and are right. */
   readonly chunks: number;
   readonly chunksRead: number;
   /** Stored bytes read. */
   readonly bytesRead: number;
   readonly problems: readonly Problem[];
-}
-
-/** Slots of a pack that some generation needs: a bit each. */
-interface UsedPack {
-  readonly packRef: PackRef;
-  readonly slots: Uint8Array;
-  readonly generations: Set<string>;
+  /** Problems that are counted but not listed. */
+  readonly problemsLeftOut: number;
+  /** What cannot be restored, by generation and disk. */
+  readonly losses: readonly Loss[];
+  /** What can be done about the losses, a sentence for each source. */
+  readonly advice: readonly string[];
+  /** Bad slots in use: found by this run, or recorded by an earlier one and not read now. */
+  readonly slotsBad: number;
+  /** Those that this run recorded under `damaged/`. */
+  readonly slotsRecorded: number;
+  /** Slots recorded as damaged that this run read, and are right. */
+  readonly slotsHealed: number;
+  /** Checks that failed once and went well the second time. */
+  readonly transient: number;
 }
 
 /**
  * Checks generations: manifest, layers and directories are the ones their digests name, every address leads to a
  * slot of the right length, and, for `readPercent` of the packs, every blob in use opens to bytes with the right id.
  *
- * A problem is noted and the rest is checked all the same.
- *
- * @param found what is wrong with generations that could not be loaded.
- * @param readPercent 0 to 100; packs are chosen at random.
+ * A problem is noted and the rest is checked all the same. Bad slots are recorded (R12), when the repository may be
+ * written, so that no backup takes them for duplicates and the next one stores their chunks again.
  */
 export async function verify(
-  manifests: readonly Manifest[],
-  found: readonly Problem[],
-  readPercent: number,
+  request: VerifyRequest,
   tools: ReadTools,
   run: AbortController,
-  progress: (done: number, total: number) => void,
 ): Promise<VerifyReport> {
-  const used = new Map<string, UsedPack>();
-  const soundLayers = new Set<string>();
-  const problems: Problem[] = [...found];
-  for (const manifest of manifests) {
-    for (const disk of manifest.disks) {
-      await noting(problems, [manifest.generation], run.signal, () =>
-        verifyMap(manifest.generation, disk, tools, { used, soundLayers, problems }, run.signal),
+  const { manifests } = request;
+  const { signal } = run;
+  const problems = new Problems();
+  for (const problem of request.found) problems.add(problem, problem.generations);
+  const known = await readDamaged(tools.repository, signal, (error) => problems.add(error, []));
+  const losses = new Losses();
+  const maps = new MapCheck(tools, problems, losses);
+  for (const manifest of manifests)
+    for (const disk of manifest.disks) await maps.disk(manifest, disk, signal);
+
+  const slots = new SlotFindings(tools, known, request.warn);
+  const packs = [...maps.used.values()];
+  for (const pack of packs) {
+    if (maps.lostPacks.has(pack.packRef.pack)) {
+      await slots.found(pack, pack.slots(), signal);
+      continue;
+    }
+    const lost = await lostOnTheWay(pack, tools, problems, signal);
+    if (lost.length > 0) await slots.found(pack, lost, signal);
+  }
+  const chosen = packs.filter(
+    ({ packRef }) => !maps.lostPacks.has(packRef.pack) && Math.random() * 100 < request.readPercent,
+  );
+  const read = { packs: 0, chunks: 0, bytes: 0 };
+  await readPacks(chosen, tools, problems, run, async ({ pack, bad, chunks, bytes }) => {
+    await slots.found(pack, bad, signal);
+    read.chunks += chunks;
+    read.bytes += bytes;
+    request.progress(++read.packs, chosen.length);
+  });
+  const bad = slots.bad(packs);
+  noteKnown(packs, bad, slots, problems);
+  await maps.lose(manifests, bad, signal);
+
+  const isThere = await whoIsThere(tools.repository, manifests, losses, signal);
+  const lost = losses.list(isThere);
+  return {
+    generations: manifests.length,
+    packs: packs.length,
+    packsRead: read.packs,
+    chunks: packs.reduce((sum, pack) => sum + pack.slotCount, 0),
+    chunksRead: read.chunks,
+    bytesRead: read.bytes,
+    problems: problems.list(isThere),
+    problemsLeftOut: problems.leftOut,
+    losses: lost,
+    advice: adviceOn(lost, manifests),
+    slotsBad: [...bad.values()].reduce((sum, pack) => sum + pack.size, 0),
+    slotsRecorded: slots.recorded,
+    slotsHealed: slots.healed,
+    transient: problems.transient,
+  };
+}
+
+/** What is known of bad slots: by this run, where it has looked, and else by earlier ones. */
+class SlotFindings {
+  recorded = 0;
+  healed = 0;
+  readonly #tools: ReadTools;
+  readonly #known: DamagedSlots;
+  readonly #warn: (message: string) => void;
+  readonly #looked = new Map<string, ReadonlySet<number>>();
+  #readOnly = false;
+
+  constructor(tools: ReadTools, known: DamagedSlots, warn: (message: string) => void) {
+    this.#tools = tools;
+    this.#known = known;
+    this.#warn = warn;
+  }
+
+  /** True when a run has looked at this pack now. */
+  hasLooked(pack: string): boolean {
+    return this.#looked.has(pack);
+  }
+
+  /** All used slots of a pack have been looked at; these are bad. */
+  async found(pack: UsedPack, bad: readonly number[], signal: AbortSignal): Promise<void> {
+    const { pack: id } = pack.packRef;
+    const known = this.#known.get(id);
+    const slots = new Set(bad);
+    this.#looked.set(id, slots);
+    for (const slot of known ?? []) if (pack.has(slot) && !slots.has(slot)) this.healed++;
+    const news = bad.filter((slot) => known?.has(slot) !== true);
+    if (news.length === 0 || this.#readOnly) return;
+    try {
+      await recordDamaged(this.#tools.repository, id, news, signal);
+      this.recorded += news.length;
+      for (const slot of news) await this.#recordWhereItLies(pack, slot, signal);
+    } catch (error) {
+      if (!(error instanceof AppError) || (error.kind !== "credentials" && error.kind !== "full"))
+        throw error;
+      this.#readOnly = true;
+      this.#warn(
+        `What is bad could not be recorded, so backups will go on using it: ${error.message}; ` +
+          "run verify with a credential that may write",
       );
     }
   }
-  const packs = [...used.values()];
-  for (const pack of packs) {
-    if (!tools.directories.isGone(pack.packRef.pack)) continue;
-    await noting(problems, [...pack.generations], run.signal, () => verifyMoved(pack, tools, run.signal));
+
+  /** Of a pack that was rewritten the blob lies in another, which must not serve as a duplicate either. */
+  async #recordWhereItLies({ packRef }: UsedPack, slot: number, signal: AbortSignal): Promise<void> {
+    const { repository, directories } = this.#tools;
+    if (!directories.isGone(packRef.pack)) return;
+    const { value: places } = await attempt(() => directories.places(packRef, [slot], signal), signal);
+    const place = places?.get(slot);
+    if (place !== undefined) await recordDamaged(repository, place.directory.pack, [place.slot], signal);
   }
-  const chosen = packs.filter(() => Math.random() * 100 < readPercent);
-  const slabs = {
-    stored: new SlabPool(SPAN_LIMITS.storedMax, GETS),
-    raw: new SlabPool(SPAN_LIMITS.rawMax, GETS),
-  };
-  let done = 0;
-  let chunksRead = 0;
-  let bytesRead = 0;
-  const reads = mapOrdered(chosen, GETS, run, async (pack, signal) => {
-    await noting(problems, [...pack.generations], signal, () =>
-      verifyHeader(pack.packRef.pack, tools, signal),
-    );
-    for (const span of await spansOf(pack, tools, signal)) {
-      await noting(problems, [...pack.generations], signal, async () => {
-        const opened = await openSpan(span, tools, slabs, signal);
-        opened.slab.release();
-        chunksRead += span.blobs.length;
-        bytesRead += span.length;
-      });
+
+  /** The bad ones among the used, by pack. */
+  bad(packs: readonly UsedPack[]): Map<string, BadSlots & { readonly size: number }> {
+    const bad = new Map<string, ReadonlySet<number>>();
+    for (const pack of packs) {
+      const { pack: id } = pack.packRef;
+      const known = [...(this.#known.get(id) ?? [])].filter(
+        (slot) => slot < pack.packRef.slotCount && pack.has(slot),
+      );
+      const slots = this.#looked.get(id) ?? new Set(known);
+      if (slots.size > 0) bad.set(id, slots);
     }
-    progress(++done, chosen.length);
-  });
-  await drain(reads);
-  const chunks = packs.reduce((sum, pack) => sum + countBits(pack.slots), 0);
-  return { generations: manifests.length, packs: packs.length, chunks, chunksRead, bytesRead, problems };
+    return bad;
+  }
 }
 
-/** Runs a check; what is wrong with the repository is noted, everything else ends the run. @returns true: all is well. */
-async function noting(
-  problems: Problem[],
-  generations: readonly string[],
+/** What earlier runs recorded is a problem still, as long as it is in use and was not read now. */
+function noteKnown(
+  packs: readonly UsedPack[],
+  bad: ReadonlyMap<string, { readonly size: number }>,
+  slots: SlotFindings,
+  problems: Problems,
+): void {
+  for (const { packRef, generations } of packs) {
+    const size = bad.get(packRef.pack)?.size;
+    if (size === undefined || slots.hasLooked(packRef.pack)) continue;
+    const message = `Pack ${packRef.pack} is recorded as damaged at ${size} of its slots`;
+    problems.add({ message, code: "E_KNOWN_DAMAGE" }, generations);
+  }
+}
+
+/**
+ * Generations may be forgotten, and their packs collected, while they are checked: what is missing for them alone is no
+ * damage. Costs a LIST when there is anything to tell.
+ */
+async function whoIsThere(
+  repository: Repository,
+  checked: readonly Manifest[],
+  losses: Losses,
   signal: AbortSignal,
-  check: () => Promise<void>,
-): Promise<boolean> {
-  try {
-    await check();
-    return true;
-  } catch (error) {
-    signal.throwIfAborted();
-    if (!(error instanceof AppError) || (error.kind !== "corrupt" && error.code !== "E_NO_OBJECT"))
-      throw error;
-    problems.push({ message: error.message, code: error.code, generations });
-    return false;
-  }
-}
-
-/** What is found while the maps are walked. */
-interface Findings {
-  readonly used: Map<string, UsedPack>;
-  /** Generations share layers: each is read once. */
-  readonly soundLayers: Set<string>;
-  readonly problems: Problem[];
-}
-
-/** One disk's layers, to the last bit, and its addresses: every chunk's slot exists and is as long as the chunk. */
-async function verifyMap(
-  generation: string,
-  disk: ManifestDisk,
-  tools: ReadTools,
-  { used, soundLayers, problems }: Findings,
-  signal: AbortSignal,
-): Promise<void> {
-  const { size, chunkSize } = disk;
-  const map = await DiskMap.open(tools.repository, disk, signal);
-  for (const layer of map.layers) {
-    if (soundLayers.has(layer.ref.layer)) continue;
-    if (!(await noting(problems, [generation], signal, () => layer.verify(signal)))) return;
-    soundLayers.add(layer.ref.layer);
-  }
-  const lost = new Set<string>();
-  for await (const run of map.runs(0, chunkCount(size, chunkSize), signal)) {
-    if (run.where === "zero" || lost.has(run.where.packRef.pack)) continue;
-    const { packRef, slot } = run.where;
-    const sound = await noting(problems, [generation], signal, async () => {
-      const directory = await tools.directories.get(packRef, signal);
-      const pack = usedPack(used, packRef, generation);
-      for (let index = 0; index < run.count; index++) {
-        const at = slot + index;
-        const chunk = run.first + index;
-        if (at >= packRef.slotCount || directory.rawLength(at) !== chunkLength(chunk, size, chunkSize)) {
-          throw new AppError(
-            "corrupt",
-            "E_SLOT",
-            `Chunk ${chunk} of disk ${disk.name} points at slot ${at} of pack ${packRef.pack}, which does not fit`,
-          );
-        }
-        pack.slots[at >> 3]! |= 1 << (at & 7);
-      }
-    });
-    if (!sound) lost.add(packRef.pack); // once a pack is enough
-  }
-}
-
-/** Every slot in use of a pack that was rewritten lies somewhere else by now, and is the same there. */
-async function verifyMoved(
-  { packRef, slots }: UsedPack,
-  { directories }: ReadTools,
-  signal: AbortSignal,
-): Promise<void> {
-  await directories.places(packRef, slotsIn(slots, packRef.slotCount), signal);
-}
-
-/** No restore needs a pack's first bytes, but whoever finds the object by itself does. */
-async function verifyHeader(pack: string, tools: ReadTools, signal: AbortSignal): Promise<void> {
-  const { repository, directories } = tools;
-  if (directories.isGone(pack)) return; // rewritten: nothing of it is left
-  const header = Buffer.alloc(PACK_HEADER_SIZE);
-  await repository.store.getRange(packKey(pack), 0, header, signal);
-  checkPackHeader(header, repository.config.encrypted, pack);
-}
-
-function usedPack(used: Map<string, UsedPack>, packRef: PackRef, generation: string): UsedPack {
-  let pack = used.get(packRef.pack);
-  if (pack === undefined) {
-    pack = { packRef, slots: new Uint8Array(Math.ceil(packRef.slotCount / 8)), generations: new Set() };
-    used.set(packRef.pack, pack);
-  }
-  pack.generations.add(generation);
-  return pack;
-}
-
-async function spansOf(
-  pack: UsedPack,
-  tools: ReadTools,
-  signal: AbortSignal,
-): Promise<ReturnType<typeof spanList>> {
-  return spanList(pack, await tools.directories.get(pack.packRef, signal));
-}
-
-function spanList(pack: UsedPack, directory: Parameters<typeof spans>[1]): Parameters<typeof openSpan>[0][] {
-  const slots = slotsIn(pack.slots, pack.packRef.slotCount);
-  return [...spans({ packRef: pack.packRef, slots, chunks: slots }, directory, SPAN_LIMITS)];
-}
-
-function slotsIn(bits: Uint8Array, slotCount: number): number[] {
-  const slots: number[] = [];
-  for (let slot = 0; slot < slotCount; slot++) {
-    if ((bits[slot >> 3]! & (1 << (slot & 7))) !== 0) slots.push(slot);
-  }
-  return slots;
-}
-
-function countBits(bits: Uint8Array): number {
-  let count = 0;
-  for (let byte of bits) for (; byte !== 0; byte &= byte - 1) count++;
-  return count;
+): Promise<(generation: string) => boolean> {
+  if (losses.empty) return () => true;
+  const names = await listGenerationNames(repository, undefined, signal);
+  const there = new Set(names.map(({ generation }) => generation));
+  const gone = checked.filter(({ generation }) => !there.has(generation));
+  const forgotten = new Set(gone.map(({ generation }) => generation));
+  return (generation) => !forgotten.has(generation);
 }

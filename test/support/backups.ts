@@ -38,6 +38,14 @@ export interface RunOptions {
   readonly store?: ObjectStore;
 }
 
+/** What a test may want to be otherwise in one verify. */
+export interface VerifyOptions {
+  readonly readPercent?: number;
+  readonly manifests?: readonly Manifest[];
+  readonly store?: ObjectStore;
+  readonly run?: AbortController;
+}
+
 /** Runs backups and restores in this process, as the command line does: with real threads and a real dedup cache. */
 export class Backups {
   readonly repository: Repository;
@@ -129,16 +137,16 @@ export class Backups {
     return await loadGenerations(this.repository, undefined, new AbortController().signal);
   }
 
-  /** All generations, every byte. */
-  async verify(): Promise<VerifyReport> {
-    return await verify(
-      await this.generations(),
-      [],
-      100,
-      this.tools(),
-      new AbortController(),
-      () => undefined,
-    );
+  /** All generations, every byte unless told otherwise. */
+  async verify(options: VerifyOptions = {}): Promise<VerifyReport> {
+    const request = {
+      manifests: options.manifests ?? (await this.generations()),
+      found: [],
+      readPercent: options.readPercent ?? 100,
+      warn: (message: string) => void this.warnings.push(message),
+      progress: () => undefined,
+    };
+    return await verify(request, this.tools(options.store), options.run ?? new AbortController());
   }
 }
 

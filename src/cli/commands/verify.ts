@@ -7,6 +7,7 @@ import { verify, type Problem, type VerifyReport } from "../../upkeep/verify.ts"
 import { action } from "../action.ts";
 import { Progress } from "../progress.ts";
 import { withSession, type RepositoryFlags } from "../session.ts";
+import { lossLines, problemLines } from "../verify-text.ts";
 
 interface Flags extends RepositoryFlags {
   readonly readData?: string | true;
@@ -45,9 +46,15 @@ Examples:
                   command.args.map((name) => resolveGeneration(session.repository, name, signal)),
                 );
           const progress = new Progress(cli.output);
-          const report = await verify(wanted, damaged, percent, session, cli.run, (done, total) =>
-            progress.update({ label: "packs", done, total, note: "" }),
-          ).finally(() => progress.end());
+          const request = {
+            manifests: wanted,
+            found: damaged,
+            readPercent: percent,
+            warn: (message: string): void => cli.output.warn(message),
+            progress: (done: number, total: number): void =>
+              progress.update({ label: "packs", done, total, note: "" }),
+          };
+          const report = await verify(request, session, cli.run).finally(() => progress.end());
           cli.output.result(report, () => describe(report));
           if (report.problems.length > 0) throw damage(report, session.repository.store.location);
         });
@@ -65,13 +72,36 @@ function parsePercent(flag: string | true | undefined): number {
 }
 
 function describe(report: VerifyReport): string {
+  const { problems, losses } = report;
   const head = `${report.generations} generations, ${report.packs} packs, ${report.chunks} chunks in use`;
   const read =
     report.chunksRead > 0 ? `; ${report.chunksRead} chunks read (${formatSize(report.bytesRead)})` : "";
-  const lines = report.problems.map(
-    (problem) => `${problem.message} (needed by ${problem.generations.join(", ")})`,
-  );
-  return [head + read, ...(lines.length === 0 ? ["No problems found"] : lines)].join("\n");
+  const lines = [
+    head + read,
+    ...problemLines(problems, report.problemsLeftOut),
+    ...lossLines(losses),
+    ...remarks(report),
+  ];
+  return (problems.length === 0 ? [...lines, "No problems found"] : lines).join("\n");
+}
+
+/** What it means, and what can be done. */
+function remarks(report: VerifyReport): string[] {
+  const lines: string[] = [];
+  if (report.slotsRecorded > 0) {
+    lines.push(
+      `${report.slotsRecorded} bad chunks were recorded: no backup takes them for duplicates any more`,
+    );
+  }
+  if (report.losses.length > 0) lines.push(...report.advice);
+  if (report.slotsHealed > 0) {
+    lines.push(
+      `${report.slotsHealed} chunks are recorded as bad, but were read well: blockhaul repair takes those records back`,
+    );
+  }
+  if (report.transient > 0)
+    lines.push(`${report.transient} checks failed once and went well when they were made again`);
+  return lines;
 }
 
 function damage(report: VerifyReport, location: string): AppError {

@@ -60,7 +60,8 @@ async function restore(backups: TestBackups, manifest: Manifest, store: HookedSt
 
 async function problemsOf(backups: TestBackups, percent: number) {
   const generations = await backups.generations();
-  return await verify(generations, [], percent, backups.tools(), new AbortController(), quiet);
+  const request = { manifests: generations, found: [], readPercent: percent, warn: quiet, progress: quiet };
+  return await verify(request, backups.tools(), new AbortController());
 }
 
 test("nobody looks for forwards while nothing is missed", async () => {

@@ -1,10 +1,8 @@
 import { expect, test } from "vitest";
-import { verify } from "../../../src/upkeep/verify.ts";
 import { repositoryStats } from "../../../src/upkeep/stats.ts";
 import { CHUNK, diskOf, newBackups, numbers } from "../backup/chunks.ts";
 
 const never = new AbortController().signal;
-const quiet = (): void => undefined;
 
 /** Two generations of one source, sharing packs, and one of another source with its own. */
 async function newWorld(): Promise<Awaited<ReturnType<typeof newBackups>>> {
@@ -21,8 +19,7 @@ function keysUnder({ store }: Awaited<ReturnType<typeof newBackups>>, prefix: st
 
 test("a sound repository: everything that is used is counted, and read when asked", async () => {
   const backups = await newWorld();
-  const manifests = await backups.generations();
-  const chain = await verify(manifests, [], 0, backups.tools(), new AbortController(), quiet);
+  const chain = await backups.verify({ readPercent: 0 });
   expect(chain).toMatchObject({ generations: 3, chunks: 18, chunksRead: 0, bytesRead: 0, problems: [] });
   const all = await backups.verify();
   expect(all).toMatchObject({
@@ -39,7 +36,7 @@ test("one bit of a blob shows only when data is read, and names whom it hits", a
   const manifests = await backups.generations();
   const [pack] = keysUnder(backups, "packs/");
   backups.store.bytes(pack!)[CHUNK + 77]! ^= 1;
-  const chain = await verify(manifests, [], 0, backups.tools(), new AbortController(), quiet);
+  const chain = await backups.verify({ readPercent: 0 });
   expect(chain.problems).toEqual([]);
   const { problems } = await backups.verify();
   expect(problems).toHaveLength(1);
@@ -58,8 +55,7 @@ test.each([
     const backups = await newWorld();
     const bytes = backups.store.bytes(keysUnder(backups, prefix)[0]!);
     bytes[at(bytes)]! ^= 1;
-    const manifests = await backups.generations();
-    const report = await verify(manifests, [], 0, backups.tools(), new AbortController(), quiet);
+    const report = await backups.verify({ readPercent: 0 });
     expect(report.problems.length).toBeGreaterThan(0);
     expect(report.chunks).toBeGreaterThanOrEqual(5); // those of the other source
   },
