@@ -11,6 +11,7 @@ import { initCommand } from "./commands/init.ts";
 import { keyCommand } from "./commands/key.ts";
 import { listCommand } from "./commands/list.ts";
 import { pruneCommand } from "./commands/prune.ts";
+import { repairCommand } from "./commands/repair.ts";
 import { restoreCommand } from "./commands/restore.ts";
 import { restoreGenerationCommand } from "./commands/restore-generation.ts";
 import { showCommand } from "./commands/show.ts";
@@ -53,6 +54,7 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
     showCommand(),
     restoreCommand(),
     verifyCommand(),
+    repairCommand(),
     statsCommand(),
     diffCommand(),
     holdCommand(),

@@ -7,6 +7,7 @@ import { PackDirectories } from "../repository/pack-reader.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import { repositorySettings, type RepositorySettings } from "../settings.ts";
 import { openStore } from "../store/open.ts";
+import type { ObjectStore } from "../store/store.ts";
 import type { CliContext } from "./action.ts";
 import { repositoryPassword } from "./password.ts";
 
@@ -37,11 +38,21 @@ export async function withRepository<T>(
   work: (repository: Repository, settings: RepositorySettings) => Promise<T>,
   password?: Password,
 ): Promise<T> {
-  const settings = repositorySettings(flags, process.env);
   const secret = password ?? repositoryPassword();
+  return await withStore(flags, async (store, settings) =>
+    work(await openRepository(store, cli.run.signal, secret), settings),
+  );
+}
+
+/** The store of the repository the flags name, for what needs no password; closed whatever happened. */
+export async function withStore<T>(
+  flags: RepositoryFlags,
+  work: (store: ObjectStore, settings: RepositorySettings) => Promise<T>,
+): Promise<T> {
+  const settings = repositorySettings(flags, process.env);
   const store = await openStore(settings.location);
   try {
-    return await work(await openRepository(store, cli.run.signal, secret), settings);
+    return await work(store, settings);
   } finally {
     store.close();
   }

@@ -51,6 +51,33 @@ export async function recordDamaged(
   await store.put(key, sealer.sealObject("damaged", key, encodeRecord(document)), signal);
 }
 
+/** A `damaged/` object: what it says, or why it cannot be read. */
+export interface DamagedRecord {
+  readonly key: string;
+  readonly pack: string;
+  readonly slots: readonly number[];
+  /** Set for one that is damaged itself; `slots` is empty then. */
+  readonly error?: AppError;
+}
+
+/** Every record. Costs a LIST, and a GET for each. */
+export async function* damagedRecords(
+  repository: Repository,
+  signal: AbortSignal,
+): AsyncGenerator<DamagedRecord, void> {
+  for await (const { key } of repository.store.list(Prefix.damaged, signal)) {
+    const name = parseKey(key);
+    if (name?.type !== "damaged") continue;
+    const { pack } = name;
+    try {
+      yield { key, pack, slots: await readRecord(repository, key, pack, signal) };
+    } catch (error) {
+      if (!(error instanceof AppError) || error.kind !== "corrupt") throw error;
+      yield { key, pack, slots: [], error };
+    }
+  }
+}
+
 /**
  * Every slot that is recorded as bad. Memory grows with the damage only.
  *
@@ -63,17 +90,14 @@ export async function readDamaged(
   onUnreadable?: (error: AppError) => void,
 ): Promise<DamagedSlots> {
   const found = new Map<string, Set<number>>();
-  for await (const { key } of repository.store.list(Prefix.damaged, signal)) {
-    const name = parseKey(key);
-    if (name?.type !== "damaged") continue;
-    const slots = await readRecord(repository, key, name.pack, signal).catch((error: unknown) => {
-      if (onUnreadable === undefined || !(error instanceof AppError) || error.kind !== "corrupt") throw error;
+  for await (const { pack, slots, error } of damagedRecords(repository, signal)) {
+    if (error !== undefined) {
+      if (onUnreadable === undefined) throw error;
       onUnreadable(error);
-      return [];
-    });
-    const known = found.get(name.pack) ?? new Set<number>();
+    }
+    const known = found.get(pack) ?? new Set<number>();
     for (const slot of slots) known.add(slot);
-    found.set(name.pack, known);
+    if (known.size > 0) found.set(pack, known);
   }
   return found;
 }

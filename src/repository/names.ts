@@ -13,6 +13,7 @@ export const Prefix = {
   forwards: "forwards/",
   condemned: "condemned/",
   damaged: "damaged/",
+  checked: "checked/",
   holds: "holds/",
   forgotten: "forgotten/",
 } as const;
@@ -33,6 +34,7 @@ export type ObjectName =
   | { readonly type: "forward"; readonly pack: string; readonly id: string }
   | { readonly type: "condemned"; readonly prune: string }
   | { readonly type: "damaged"; readonly pack: string; readonly id: string }
+  | { readonly type: "checked"; readonly id: string }
   | { readonly type: "hold"; readonly source: string; readonly generation: string }
   | { readonly type: "forgotten"; readonly source: string; readonly generation: string };
 
@@ -80,6 +82,10 @@ export function damagedKey(pack: string, id: string): string {
   return `${Prefix.damaged}${pack}/${id}.json`;
 }
 
+export function checkedKey(id: string): string {
+  return Prefix.checked + id;
+}
+
 export function holdKey(source: string, generation: string): string {
   return `${Prefix.holds}${source}/${generation}.json`;
 }
@@ -113,6 +119,7 @@ const KEY_FORMS: readonly (readonly [RegExp, (first: string, second: string) => 
   [new RegExp(`^forwards/(${UUID})/(${UUID})$`), (pack, id) => ({ type: "forward", pack, id })],
   [new RegExp(`^condemned/(${UUID})\\.json$`), (prune) => ({ type: "condemned", prune })],
   [new RegExp(`^damaged/(${UUID})/(${UUID})\\.json$`), (pack, id) => ({ type: "damaged", pack, id })],
+  [new RegExp(`^checked/(${UUID})$`), (id) => ({ type: "checked", id })],
   [
     new RegExp(`^holds/(${SOURCE})/(${UUID})\\.json$`),
     (source, generation) => ({ type: "hold", source, generation }),

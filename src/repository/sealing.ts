@@ -15,6 +15,7 @@ const SEALED_TYPES = [
   "forward",
   "condemned",
   "damaged",
+  "checked",
   "hold",
   "forgotten",
 ] as const;

@@ -1,14 +1,16 @@
-import { AppError } from "../errors.ts";
 import type { Repository } from "../repository/config.ts";
-import { readDamaged, recordDamaged, type DamagedSlots } from "../repository/damaged.ts";
+import { readDamaged } from "../repository/damaged.ts";
 import { listGenerationNames } from "../repository/generations.ts";
 import type { Manifest } from "../repository/manifest.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import { adviceOn } from "./verify/advice.ts";
 import { Losses, type Loss } from "./verify/losses.ts";
-import { MapCheck, type BadSlots } from "./verify/maps.ts";
+import { MapCheck } from "./verify/maps.ts";
 import { lostOnTheWay, readPacks } from "./verify/packs.ts";
-import { attempt, Problems, type Problem } from "./verify/problems.ts";
+import { Problems, type Problem } from "./verify/problems.ts";
+import { checkSideObjects, unreadableMessage } from "./verify/side-objects.ts";
+import { SlotFindings } from "./verify/slots.ts";
+import { Turns } from "./verify/turns.ts";
 import type { UsedPack } from "./verify/used-packs.ts";
 
 export type { Loss } from "./verify/losses.ts";
@@ -18,8 +20,12 @@ export interface VerifyRequest {
   readonly manifests: readonly Manifest[];
   /** What is wrong with generations that could not be loaded. */
   readonly found: readonly Problem[];
-  /** 0 to 100: how many of the packs in use are read. */
+  /** True when these are all generations there are. */
+  readonly complete: boolean;
+  /** 0 to 100: how many of the packs in use are read; those whose turn it is, by the ledger of the runs before. */
   readonly readPercent: number;
+  /** False: nothing is written, neither what is bad nor what was read. */
+  readonly record: boolean;
   /** Told in a sentence what could not be done besides the check. */
   readonly warn: (message: string) => void;
   readonly progress: (done: number, total: number) => void;
@@ -67,13 +73,14 @@ export async function verify(
   const { signal } = run;
   const problems = new Problems();
   for (const problem of request.found) problems.add(problem, problem.generations);
-  const known = await readDamaged(tools.repository, signal, (error) => problems.add(error, []));
+  const known = await readDamaged(tools.repository, signal, () => undefined); // told with the side objects
+  if (request.complete) await checkSides(request, tools.repository, problems, run);
   const losses = new Losses();
   const maps = new MapCheck(tools, problems, losses);
   for (const manifest of manifests)
     for (const disk of manifest.disks) await maps.disk(manifest, disk, signal);
 
-  const slots = new SlotFindings(tools, known, request.warn);
+  const slots = new SlotFindings(tools, known, request);
   const packs = [...maps.used.values()];
   for (const pack of packs) {
     if (maps.lostPacks.has(pack.packRef.pack)) {
@@ -83,16 +90,7 @@ export async function verify(
     const lost = await lostOnTheWay(pack, tools, problems, signal);
     if (lost.length > 0) await slots.found(pack, lost, signal);
   }
-  const chosen = packs.filter(
-    ({ packRef }) => !maps.lostPacks.has(packRef.pack) && Math.random() * 100 < request.readPercent,
-  );
-  const read = { packs: 0, chunks: 0, bytes: 0 };
-  await readPacks(chosen, tools, problems, run, async ({ pack, bad, chunks, bytes }) => {
-    await slots.found(pack, bad, signal);
-    read.chunks += chunks;
-    read.bytes += bytes;
-    request.progress(++read.packs, chosen.length);
-  });
+  const read = await readTurns(request, packs, maps.lostPacks, tools, problems, slots, run);
   const bad = slots.bad(packs);
   noteKnown(packs, bad, slots, problems);
   await maps.lose(manifests, bad, signal);
@@ -117,73 +115,54 @@ export async function verify(
   };
 }
 
-/** What is known of bad slots: by this run, where it has looked, and else by earlier ones. */
-class SlotFindings {
-  recorded = 0;
-  healed = 0;
-  readonly #tools: ReadTools;
-  readonly #known: DamagedSlots;
-  readonly #warn: (message: string) => void;
-  readonly #looked = new Map<string, ReadonlySet<number>>();
-  #readOnly = false;
-
-  constructor(tools: ReadTools, known: DamagedSlots, warn: (message: string) => void) {
-    this.#tools = tools;
-    this.#known = known;
-    this.#warn = warn;
+/** What stands besides the generations, for the whole repository only. */
+async function checkSides(
+  { readPercent }: VerifyRequest,
+  repository: Repository,
+  problems: Problems,
+  run: AbortController,
+): Promise<void> {
+  for (const one of await checkSideObjects(repository, run)) {
+    if (one.name.type === "checked" && readPercent > 0) continue; // told, and replaced, when it is used
+    problems.add({ message: unreadableMessage(one), code: one.error.code }, []);
   }
+}
 
-  /** True when a run has looked at this pack now. */
-  hasLooked(pack: string): boolean {
-    return this.#looked.has(pack);
-  }
+interface ReadCounts {
+  packs: number;
+  chunks: number;
+  bytes: number;
+}
 
-  /** All used slots of a pack have been looked at; these are bad. */
-  async found(pack: UsedPack, bad: readonly number[], signal: AbortSignal): Promise<void> {
-    const { pack: id } = pack.packRef;
-    const known = this.#known.get(id);
-    const slots = new Set(bad);
-    this.#looked.set(id, slots);
-    for (const slot of known ?? []) if (pack.has(slot) && !slots.has(slot)) this.healed++;
-    const news = bad.filter((slot) => known?.has(slot) !== true);
-    if (news.length === 0 || this.#readOnly) return;
-    try {
-      await recordDamaged(this.#tools.repository, id, news, signal);
-      this.recorded += news.length;
-      for (const slot of news) await this.#recordWhereItLies(pack, slot, signal);
-    } catch (error) {
-      if (!(error instanceof AppError) || (error.kind !== "credentials" && error.kind !== "full"))
-        throw error;
-      this.#readOnly = true;
-      this.#warn(
-        `What is bad could not be recorded, so backups will go on using it: ${error.message}; ` +
-          "run verify with a credential that may write",
-      );
-    }
+/** Reads the packs whose turn it is, and keeps the ledger; also of a run that is stopped. */
+async function readTurns(
+  request: VerifyRequest,
+  packs: readonly UsedPack[],
+  lost: ReadonlyMap<string, unknown>,
+  tools: ReadTools,
+  problems: Problems,
+  slots: SlotFindings,
+  run: AbortController,
+): Promise<ReadCounts> {
+  const counts: ReadCounts = { packs: 0, chunks: 0, bytes: 0 };
+  if (request.readPercent === 0) return counts;
+  const turns = await Turns.begin(tools.repository, request, run.signal);
+  const there = packs.filter(({ packRef }) => !lost.has(packRef.pack));
+  const chosen = turns.choose(there, request.readPercent);
+  try {
+    await readPacks(chosen, tools, problems, run, async ({ pack, bad, chunks, bytes }) => {
+      await slots.found(pack, bad, run.signal);
+      turns.read(pack);
+      counts.chunks += chunks;
+      counts.bytes += bytes;
+      request.progress(++counts.packs, chosen.length);
+    });
+  } catch (error) {
+    await turns.end(packs, false).catch(() => undefined); // the failure itself is what the user must hear
+    throw error;
   }
-
-  /** Of a pack that was rewritten the blob lies in another, which must not serve as a duplicate either. */
-  async #recordWhereItLies({ packRef }: UsedPack, slot: number, signal: AbortSignal): Promise<void> {
-    const { repository, directories } = this.#tools;
-    if (!directories.isGone(packRef.pack)) return;
-    const { value: places } = await attempt(() => directories.places(packRef, [slot], signal), signal);
-    const place = places?.get(slot);
-    if (place !== undefined) await recordDamaged(repository, place.directory.pack, [place.slot], signal);
-  }
-
-  /** The bad ones among the used, by pack. */
-  bad(packs: readonly UsedPack[]): Map<string, BadSlots & { readonly size: number }> {
-    const bad = new Map<string, ReadonlySet<number>>();
-    for (const pack of packs) {
-      const { pack: id } = pack.packRef;
-      const known = [...(this.#known.get(id) ?? [])].filter(
-        (slot) => slot < pack.packRef.slotCount && pack.has(slot),
-      );
-      const slots = this.#looked.get(id) ?? new Set(known);
-      if (slots.size > 0) bad.set(id, slots);
-    }
-    return bad;
-  }
+  await turns.end(packs, request.complete);
+  return counts;
 }
 
 /** What earlier runs recorded is a problem still, as long as it is in use and was not read now. */

@@ -142,7 +142,9 @@ export class Backups {
     const request = {
       manifests: options.manifests ?? (await this.generations()),
       found: [],
+      complete: options.manifests === undefined,
       readPercent: options.readPercent ?? 100,
+      record: true,
       warn: (message: string) => void this.warnings.push(message),
       progress: () => undefined,
     };

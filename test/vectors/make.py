@@ -11,6 +11,7 @@ import hmac
 import json
 import os
 import struct
+import uuid
 import zlib
 
 from cryptography.hazmat.primitives import hashes
@@ -22,7 +23,7 @@ MASTER_KEY = bytes(range(32))
 PACK = "c0ffee00-1111-4222-8333-444455556666"
 CHUNK_SIZE = 65536
 MIB = 1 << 20
-TYPES = ["directory", "index", "layer", "manifest", "run", "lease", "forward", "condemned", "damaged", "hold"]
+TYPES = ["directory", "index", "layer", "manifest", "run", "lease", "forward", "condemned", "damaged", "checked", "hold"]
 
 
 def derive(label):
@@ -528,6 +529,47 @@ def condemned_vectors():
     }
 
 
+def ledger_vectors():
+    key = "checked/1ed9e500-0000-4000-8000-000000000001"
+    packs = [f"c0000000-0000-4000-8000-00000000000{number}" for number in range(3)]
+
+    def page(runs, entries, *, count=None, magic=b"BLKHCHKD", version=1, sealed=False, spoil=b""):
+        body = struct.pack("<II", runs, len(entries) if count is None else count)
+        for pack_, last in entries:
+            body += uuid.UUID(pack_).bytes + struct.pack("<I", last)
+        body += spoil
+        if sealed:
+            body = seal("checked", key, body, nonce_of("ledger"))
+        stored = magic + struct.pack("<H6x", version) + body
+        return stored + hashlib.sha256(stored).digest()
+
+    entries = [(packs[0], 7), (packs[1], 3), (packs[2], 8)]
+    good = page(7, entries)
+    failing = [
+        ("packs out of order", "E_LEDGER", page(7, [entries[1], entries[0]])),
+        ("a pack twice", "E_LEDGER", page(7, [entries[0], entries[0]])),
+        ("a run after the one that goes on", "E_LEDGER", page(7, [(packs[0], 9)])),
+        ("more packs than there are", "E_LEDGER", page(7, entries, count=4)),
+        ("fewer packs than there are", "E_LEDGER", page(7, entries, count=2)),
+        ("a byte too many", "E_LEDGER", page(7, entries, spoil=b"\0")),
+        ("another magic", "E_LEDGER", page(7, entries, magic=b"BLKHCHKX")),
+        ("a newer version", "E_LEDGER_VERSION", page(7, entries, version=2)),
+        ("one bit", "E_LEDGER", good[:30] + bytes([good[30] ^ 4]) + good[31:]),
+        ("cut off", "E_LEDGER", good[:-1]),
+        ("empty", "E_LEDGER", b""),
+    ]
+    return {
+        "key": key,
+        "pass": [
+            {"name": "plain", "encrypted": False, "runs": 7, "last": dict(entries), "hex": good.hex()},
+            {"name": "encrypted", "encrypted": True, "runs": 7, "last": dict(entries),
+             "hex": page(7, entries, sealed=True).hex()},
+            {"name": "of no packs", "encrypted": False, "runs": 0, "last": {}, "hex": page(0, []).hex()},
+        ],
+        "fail": [{"name": name, "code": code, "hex": bytes_.hex()} for name, code, bytes_ in failing],
+    }
+
+
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     vectors = {
@@ -539,6 +581,7 @@ def main():
         "holds": hold_vectors(),
         "forgotten": forgotten_vectors(),
         "condemned": condemned_vectors(),
+        "checked": ledger_vectors(),
     }
     for name, content in vectors.items():
         with open(os.path.join(here, name + ".json"), "w", encoding="utf-8") as file:

@@ -1,5 +1,6 @@
 import { chunkCount, chunkLength } from "../../chunk/grid.ts";
 import { AppError } from "../../errors.ts";
+import { drain } from "../../flow/map-ordered.ts";
 import { BlockCache } from "../../repository/block-cache.ts";
 import type { Layer } from "../../repository/layer-object.ts";
 import { openLayer } from "../../repository/layer-reader.ts";
@@ -34,6 +35,8 @@ export class MapCheck {
   /** Generations share layers: each is read to the end once. */
   readonly #sound = new Set<string>();
   readonly #lost = new Map<string, AppError>();
+  /** Layers of which only bytes are damaged that say nothing of the disk. */
+  readonly #flawed = new Map<string, AppError>();
   /** How many layers from the top are sound, of the disks where not all are. */
   readonly #broken = new Map<string, number>();
 
@@ -103,6 +106,8 @@ export class MapCheck {
         this.#problems.add(layer, [generation]);
         return { layers, whole: false };
       }
+      const flaw = this.#flawed.get(ref.layer);
+      if (flaw !== undefined) this.#problems.add(flaw, [generation]);
       layers.push(layer);
     }
     return { layers, whole: true };
@@ -123,9 +128,22 @@ export class MapCheck {
       if (!this.#sound.has(ref.layer)) await tried.verify(signal);
       return tried;
     }, signal);
-    if (checked.damage !== undefined) this.#lost.set(ref.layer, checked.damage);
-    else this.#sound.add(ref.layer);
-    return checked.value ?? checked.damage;
+    if (checked.damage === undefined) {
+      this.#sound.add(ref.layer);
+      return checked.value;
+    }
+    const legible = await attempt(() => this.#legible(ref, signal), signal);
+    (legible.damage === undefined ? this.#flawed : this.#lost).set(ref.layer, checked.damage);
+    if (legible.damage === undefined) this.#sound.add(ref.layer);
+    return legible.value ?? checked.damage;
+  }
+
+  /** A layer all of whose runs and packs can be read, whatever else is wrong with it. */
+  async #legible(ref: LayerRef, signal: AbortSignal): Promise<Layer> {
+    const layer = await openLayer(this.#tools.repository, ref, signal);
+    await drain(layer.runs(0, layer.chunks, signal));
+    await drain(layer.packs(signal));
+    return layer;
   }
 
   async #walk(

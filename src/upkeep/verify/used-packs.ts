@@ -12,6 +12,10 @@ export class UsedPack {
     this.#slots = new Uint8Array(Math.ceil(packRef.slotCount / 8));
   }
 
+  useAll(): void {
+    for (let slot = 0; slot < this.packRef.slotCount; slot++) this.use(slot);
+  }
+
   /** @param slot below the pack's `slotCount`. */
   use(slot: number): void {
     this.#slots[slot >> 3]! |= 1 << (slot & 7);

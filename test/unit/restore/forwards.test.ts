@@ -60,7 +60,8 @@ async function restore(backups: TestBackups, manifest: Manifest, store: HookedSt
 
 async function problemsOf(backups: TestBackups, percent: number) {
   const generations = await backups.generations();
-  const request = { manifests: generations, found: [], readPercent: percent, warn: quiet, progress: quiet };
+  const rest = { found: [], complete: true, record: false, warn: quiet, progress: quiet };
+  const request = { manifests: generations, readPercent: percent, ...rest };
   return await verify(request, backups.tools(), new AbortController());
 }
 
