@@ -6,7 +6,7 @@ import { loadGenerations } from "../../src/repository/generations.ts";
 import { holdGeneration, releaseGeneration } from "../../src/repository/holds.ts";
 import { DiskMap } from "../../src/repository/layer-stack.ts";
 import type { StoredManifest } from "../../src/repository/manifest.ts";
-import { layerKey, packKey, parseKey } from "../../src/repository/names.ts";
+import { forgottenKey, layerKey, packKey, parseKey } from "../../src/repository/names.ts";
 import { withPin } from "../../src/restore/pin.ts";
 import type { ObjectStore } from "../../src/store/store.ts";
 import { prune, type PruneReport } from "../../src/upkeep/prune/prune.ts";
@@ -23,6 +23,8 @@ const CHUNK = 64 * 1024;
 const CHUNKS = 8;
 const CONTENTS = 14;
 const SOURCES = ["web", "db"];
+/** No prune here has less, milliseconds. */
+const GRACE_MIN = 2 * HOUR;
 const LEASE_MS = 121_000;
 const ACTORS_MAX = 4;
 
@@ -58,6 +60,7 @@ export class PruneWorld {
   readonly #returning = new Map<Actor, string>();
   readonly #leases = new Map<string, Actor>();
   readonly #taking = new Map<Actor, readonly number[]>();
+  #favorite: Actor | undefined;
   #failure: Error | undefined;
 
   constructor(random: Random, workers: ChunkWorkers, cacheDirs: readonly string[]) {
@@ -174,7 +177,7 @@ export class PruneWorld {
     const way = random(20);
     if (way < 7) this.#startBackup(source);
     else if (way < 12)
-      this.#start("prune", (store) => this.#prune(store, [DAY, 2 * HOUR, 2 * HOUR][random(3)]!));
+      this.#start("prune", (store) => this.#prune(store, [DAY, GRACE_MIN, GRACE_MIN][random(3)]!));
     else if (way < 15) this.#startForget(source);
     else if (way < 17) this.#startRestore(source);
     else if (way < 18) this.#startReturn();
@@ -284,11 +287,21 @@ export class PruneWorld {
     });
     const name = forgotten[this.#random(Math.max(1, forgotten.length))];
     if (name === undefined) return;
+    const { generation, source } = name;
+    const record = this.#repository.store.objects.get(forgottenKey(source, generation));
     const actor = this.#start("return", async (store) => {
-      await restoreGeneration({ ...this.#repository, store }, name, never);
-      this.#returning.delete(actor);
+      try {
+        await restoreGeneration({ ...this.#repository, store }, name, never);
+        this.#returning.delete(actor);
+      } catch (error) {
+        this.#returning.delete(actor);
+        const promised =
+          Date.now() - record!.lastModified.getTime() < GRACE_MIN && !this.#doubtful.has(generation);
+        if (promised && !actor.killed) throw new Error("within the grace", { cause: error });
+        throw error;
+      }
     });
-    this.#returning.set(actor, name.generation);
+    this.#returning.set(actor, generation);
   }
 
   async #any(source: string): Promise<StoredManifest | undefined> {
@@ -306,11 +319,15 @@ export class PruneWorld {
     if (actor.presumedDead) this.#doubtful.add(name.generation);
   }
 
+  /** Mostly of one program for a while: so that whole prunes come between two requests of a backup. */
   #releaseSome(actors: readonly Actor[]): void {
     const ready = actors.filter(({ suspended, parked }) => !suspended && parked.length > 0);
-    const actor = ready[this.#random(Math.max(1, ready.length))];
-    if (actor === undefined) return;
-    this.#actors.release(actor, this.#random(actor.parked.length));
+    if (this.#random(60) === 0) this.#favorite = undefined;
+    if (this.#favorite === undefined || !ready.includes(this.#favorite)) {
+      this.#favorite = ready[this.#random(Math.max(1, ready.length))];
+    }
+    if (this.#favorite === undefined) return;
+    this.#actors.release(this.#favorite, this.#random(this.#favorite.parked.length));
   }
 
   #kill(actor: Actor): void {
