@@ -2,9 +2,12 @@ import { beforeEach, expect, test } from "vitest";
 import type { Repository } from "../../../src/repository/config.ts";
 import { loadCondemned } from "../../../src/repository/condemned.ts";
 import { generationKey, layerKey } from "../../../src/repository/names.ts";
+import { Backups } from "../../support/backups.ts";
 import { FaultyStore } from "../../support/faulty-store.ts";
+import { temporaryFolder } from "../../support/folder.ts";
+import { memoryRepository } from "../../support/memory-repository.ts";
 import { DAY, HOUR, forgetThem, forward, runPrune, stopClock } from "../../support/prunes.ts";
-import { diskOf, expectSame, newBackups, numbers, unchangedDisk } from "../backup/chunks.ts";
+import { CHUNK, diskOf, expectSame, newBackups, numbers, unchangedDisk } from "../backup/chunks.ts";
 
 const never = new AbortController().signal;
 type TestBackups = Awaited<ReturnType<typeof newBackups>>;
@@ -106,6 +109,28 @@ test("packs that other generations share stay, and what a slot of is used stays 
   }
   expect(packs.filter((key) => backups.store.objects.has(key))).toHaveLength(1);
   expectSame(await backups.restore(other.manifest.disks[0]!), diskOf([2, 30]).bytes);
+});
+
+test("an encrypted repository: its index is sealed anew, and what is left of it is found", async () => {
+  const repository = memoryRepository({ encrypted: true, packSize: 4 * CHUNK, partSize: CHUNK });
+  const backups = await Backups.start(repository);
+  const { manifest } = await backups.backup([diskOf(numbers(1, 13))], { full: true });
+  const other = await backups.backup([diskOf([2, 30])], { source: "db" });
+  await forgetThem(repository, "web", [manifest.generation]);
+  const deleted = [];
+  for (let time = 0; time < 3; time++) {
+    forward(25 * HOUR);
+    const report = await runPrune(repository);
+    if (time === 0) expect(report.indexesReplaced).toBe(1);
+    deleted.push(report.deleted.packs);
+  }
+  expect(deleted).toEqual([0, 3, 0]);
+  expectSame(await backups.restore(other.manifest.disks[0]!), diskOf([2, 30]).bytes);
+  const cacheDir = await temporaryFolder(); // all it knows comes from the index
+  const again = await backups.backup([diskOf([2, 30, 31])], { source: "new", cacheDir });
+  expect(again.stats.chunksDeduplicated).toBe(2);
+  expect(backups.warnings).toEqual([]);
+  expect((await backups.verify()).problems).toEqual([]);
 });
 
 test("a stack of layers: each is read once, however many generations share it", async () => {
