@@ -31,6 +31,7 @@ test(
     for (; rounds === 0 || performance.now() < end; rounds++, seed++) {
       const world = new PruneWorld(seeded(seed), workers, [await temporaryFolder(), await temporaryFolder()]);
       try {
+        await world.leaveDead();
         for (let step = 0; step < STEPS; step++) await world.step();
         await world.finish();
         await world.expectWhole();

@@ -6,7 +6,7 @@ import { loadGenerations } from "../../src/repository/generations.ts";
 import { holdGeneration, releaseGeneration } from "../../src/repository/holds.ts";
 import { DiskMap } from "../../src/repository/layer-stack.ts";
 import type { StoredManifest } from "../../src/repository/manifest.ts";
-import { forgottenKey, layerKey, packKey, parseKey } from "../../src/repository/names.ts";
+import { forgottenKey, generationKey, layerKey, packKey, parseKey } from "../../src/repository/names.ts";
 import { withPin } from "../../src/restore/pin.ts";
 import type { ObjectStore } from "../../src/store/store.ts";
 import { prune, type PruneReport } from "../../src/upkeep/prune/prune.ts";
@@ -73,6 +73,22 @@ export class PruneWorld {
     for (const source of SOURCES) this.#disks.set(source, this.#contents());
   }
 
+  /**
+   * Leaves packs that no generation needs, old enough to be condemned and listed for dedup: of a run that died. What
+   * backups find there and prunes condemn meanwhile is what most rules are about.
+   */
+  async leaveDead(): Promise<void> {
+    const { objects } = this.#repository.store;
+    const before = new Set(objects.keys());
+    const disk = new ScriptedDisk("vda", bytesOf(this.#contents()));
+    const { manifest } = await this.#hosts[0]!.backup([disk], { source: "dead", full: true });
+    objects.delete(generationKey("dead", manifest.generation));
+    const old = new Date(Date.now() - 3 * DAY);
+    for (const [key, { bytes }] of objects) {
+      if (!before.has(key) && /^(packs|layers)\//.test(key)) objects.set(key, { bytes, lastModified: old });
+    }
+  }
+
   /** Lets one thing happen, and checks that no generation misses anything. */
   async step(): Promise<void> {
     const random = this.#random;
@@ -82,6 +98,7 @@ export class PruneWorld {
     else if (what < 60) this.#releaseSome(actors);
     else if (what < 64) this.#kill(actors[random(actors.length)]!);
     else if (what < 76) this.#toggle(actors[random(actors.length)]!);
+    else if (what < 79) await this.leaveDead();
     else if (what < 110) this.#forward([1000, 60_000, HOUR, 3 * HOUR, 5 * HOUR, 26 * HOUR][random(6)]!);
     else this.#releaseSome(actors);
     await this.#actors.settle();
