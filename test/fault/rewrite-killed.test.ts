@@ -38,7 +38,7 @@ function copyOf(store: TestBackups["store"]): TestBackups["store"] {
 }
 
 test.each([
-  ["packs are rewritten", thinPacks],
+  ["packs are rewritten", () => thinPacks()],
   ["rewritten packs are deleted", deletedPacks],
   ["a new pack is rewritten", thinAgain],
   ["a chain of forwards is made straight", chainedPacks],

@@ -43,10 +43,10 @@ const OLD = numbers(1, 13);
 export const NEW = [1, 31, 32, 33, 5, 34, 35, 36, 9, 37, 38, 39];
 
 /** Three packs of which one slot in four is live, and one full pack and more of the generation that uses them. */
-export async function thinPacks(): Promise<
-  ThinRepository & { readonly thin: readonly string[]; readonly second: BackupReport }
-> {
-  const backups = await newBackups({ packChunks: 5 });
+export async function thinPacks(
+  encrypted = false,
+): Promise<ThinRepository & { readonly thin: readonly string[]; readonly second: BackupReport }> {
+  const backups = await newBackups({ packChunks: 5, encrypted });
   const first = await backups.backup([diskOf(OLD)]);
   const thin = keysOf(backups, "packs/");
   forward(HOUR);

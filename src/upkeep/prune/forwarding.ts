@@ -106,6 +106,14 @@ export class Forwarding {
     return this.#placeOf(pack, slot, new Set());
   }
 
+  /** The packs that a pack's forwards lead to, and that are there. */
+  targetsOf(pack: string): PackRef[] {
+    const targets = new Map<string, PackRef>();
+    for (const { ways } of this.#known(pack))
+      for (const target of ways.targets) if (this.#there.has(target.pack)) targets.set(target.pack, target);
+    return [...targets.values()];
+  }
+
   /** True when no forward leads a marked slot of the pack straight to a pack that is there and needed, but a chain does. */
   isRoundabout(pack: string): boolean {
     const known = this.#known(pack);

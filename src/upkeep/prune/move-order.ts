@@ -56,8 +56,8 @@ export async function moveOrder(
   return [...groups].map(([source, ofSource]) => ({ source, packs: ofSource }));
 }
 
-/** Whose index lists the packs, as far as that can be read. */
-async function indexSources(
+/** Whose index lists the packs, as far as that can be read. Reads every index object. */
+export async function indexSources(
   repository: Repository,
   wanted: ReadonlySet<string>,
   signal: AbortSignal,

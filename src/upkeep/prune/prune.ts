@@ -10,6 +10,7 @@ import { Forwarding } from "./forwarding.ts";
 import { extendLiveLocks, withoutLocked } from "./locks.ts";
 import { Live, markLive } from "./mark.ts";
 import { reallyMoved } from "./moved.ts";
+import { listAdopted } from "./reindex.ts";
 import { takeOutOfIndex } from "./rewrite-index.ts";
 import type { RewriteLimits } from "./rewrite-limits.ts";
 import { readRoots, type Roots } from "./roots.ts";
@@ -186,7 +187,9 @@ class Prune {
         ? { report: NOT_REWRITTEN, emptied: [] }
         : await thin.rewrite(rewrite, this.#options.warn, this.#run);
     const forwards = deadForwards(this.#forwarding, condemned, limit);
-    const fresh = [...(await this.#goneOrMoved(found.fresh)), ...emptied, ...forwards.fresh];
+    const dead = await this.#goneOrMoved(found.fresh);
+    await this.#listAdopted(dead);
+    const fresh = [...dead, ...emptied, ...forwards.fresh];
     const indexesReplaced = await this.#condemn(fresh, condemned);
     await lease.check(signal);
     const deleted = await sweep(
@@ -206,6 +209,14 @@ class Prune {
       indexesReplaced,
       locksExtended,
     });
+  }
+
+  /** What a prune has copied that died before it listed the new packs. */
+  async #listAdopted(dead: readonly DeadObject[]): Promise<void> {
+    const adopted = dead
+      .filter(({ type, id }) => type === "pack" && this.#live.packs.has(id))
+      .map(({ id }) => ({ pack: id, targets: this.#forwarding.targetsOf(id) }));
+    await listAdopted(this.#repository, adopted, this.#run.signal);
   }
 
   /** By a fresh mark: what generations that came meanwhile need stays. */

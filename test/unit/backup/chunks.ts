@@ -41,16 +41,18 @@ export function idOf(content: number): Buffer {
 
 /** A repository in memory whose packs hold few chunks; threads are shared by the tests of a file. */
 export async function newBackups(
-  options: { readonly packChunks?: number; readonly store?: MemoryStore } = {},
+  options: { readonly packChunks?: number; readonly store?: MemoryStore; readonly encrypted?: boolean } = {},
 ): Promise<Backups & { readonly store: MemoryStore }> {
   const packSize = (options.packChunks ?? 16) * CHUNK;
   const repository = memoryRepository({
     packSize,
     partSize: CHUNK,
+    encrypted: options.encrypted ?? false,
     ...(options.store && { store: options.store }),
   });
-  workers ??= startWorkers(repository);
-  const backups = await Backups.start(repository, await workers);
+  if (options.encrypted !== true) workers ??= startWorkers(repository);
+  const shared = options.encrypted === true ? undefined : await workers; // those of others have other keys
+  const backups = await Backups.start(repository, shared);
   return Object.assign(backups, { store: repository.store });
 }
 

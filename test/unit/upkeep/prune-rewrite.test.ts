@@ -14,43 +14,47 @@ import {
   thinAgain,
   thinPacks,
 } from "../../support/thin-packs.ts";
+import { SEALINGS } from "../../support/memory-repository.ts";
 import { diskOf, expectSame, newBackups, numbers, unchangedDisk } from "../backup/chunks.ts";
 
 const never = new AbortController().signal;
 
 beforeEach(stopClock);
 
-test("thin packs are copied, condemned in the same run, and deleted a grace later", async () => {
-  const { backups, thin, contents } = await thinPacks();
-  const planned = await runPrune(backups.repository, { rewrite: ALL, dryRun: true });
-  expect(planned.rewritten).toMatchObject({ packs: 3, newPacks: 0, forwards: 0 });
-  const before = new Set(keysOf(backups, "packs/"));
-  const report = await rewriteAll(backups);
-  expect(report.rewritten).toMatchObject({ packs: 3, newPacks: 1, forwards: 3, damaged: 0 });
-  expect(report.rewritten.bytes).toBe(planned.rewritten.bytes);
-  expect(report.condemned.packs).toBe(3);
-  const fresh = keysOf(backups, "packs/").filter((key) => !before.has(key));
-  expect(fresh).toHaveLength(1);
-  await expectAllRestore(backups, contents);
+test.each(SEALINGS)(
+  "thin packs are copied, condemned in the same run, and deleted a grace later ($name)",
+  async ({ encrypted }) => {
+    const { backups, thin, contents } = await thinPacks(encrypted);
+    const planned = await runPrune(backups.repository, { rewrite: ALL, dryRun: true });
+    expect(planned.rewritten).toMatchObject({ packs: 3, newPacks: 0, forwards: 0 });
+    const before = new Set(keysOf(backups, "packs/"));
+    const report = await rewriteAll(backups);
+    expect(report.rewritten).toMatchObject({ packs: 3, newPacks: 1, forwards: 3, damaged: 0 });
+    expect(report.rewritten.bytes).toBe(planned.rewritten.bytes);
+    expect(report.condemned.packs).toBe(3);
+    const fresh = keysOf(backups, "packs/").filter((key) => !before.has(key));
+    expect(fresh).toHaveLength(1);
+    await expectAllRestore(backups, contents);
 
-  forward(25 * HOUR);
-  expect(await rewriteAll(backups)).toMatchObject({ deleted: { packs: 3 }, rewritten: { packs: 0 } });
-  expect(thin.filter((key) => backups.store.objects.has(key))).toEqual([]);
-  await expectAllRestore(backups, contents);
-  expect((await backups.verify()).problems).toEqual([]);
-
-  // R3: nothing but forwards leads to the new pack, and that keeps it for ever
-  for (let time = 0; time < 4; time++) {
     forward(25 * HOUR);
-    expect(await rewriteAll(backups)).toMatchObject({
-      condemned: { packs: 0 },
-      deleted: { packs: 0 },
-      rewritten: { packs: 0 },
-    });
-  }
-  expect(keysOf(backups, "packs/")).toContain(fresh[0]);
-  await expectAllRestore(backups, contents);
-});
+    expect(await rewriteAll(backups)).toMatchObject({ deleted: { packs: 3 }, rewritten: { packs: 0 } });
+    expect(thin.filter((key) => backups.store.objects.has(key))).toEqual([]);
+    await expectAllRestore(backups, contents);
+    expect((await backups.verify()).problems).toEqual([]);
+
+    // R3: nothing but forwards leads to the new pack, and that keeps it for ever
+    for (let time = 0; time < 4; time++) {
+      forward(25 * HOUR);
+      expect(await rewriteAll(backups)).toMatchObject({
+        condemned: { packs: 0 },
+        deleted: { packs: 0 },
+        rewritten: { packs: 0 },
+      });
+    }
+    expect(keysOf(backups, "packs/")).toContain(fresh[0]);
+    await expectAllRestore(backups, contents);
+  },
+);
 
 test("backups after it store nothing again, and find duplicates in the new packs", async () => {
   const { backups, thin, second } = await thinPacks();
@@ -287,18 +291,26 @@ test("when all that used them is forgotten, forwards and new packs go too", asyn
   expect(keysOf(backups, "index/")).toEqual([]);
 });
 
-test("what a killed prune has copied is not copied again", async () => {
-  const { backups, contents } = await thinPacks();
-  const dying = new HookedStore(backups.store, {
-    before: (operation, key) => {
-      if (operation === "put" && key.startsWith("condemned/"))
-        throw new AppError("unavailable", "E_STORE", "killed");
-    },
-  });
-  await expect(runPrune({ ...backups.repository, store: dying }, { rewrite: ALL })).rejects.toThrow("killed");
-  const packs = keysOf(backups, "packs/");
-  const report = await rewriteAll(backups);
-  expect(report).toMatchObject({ condemned: { packs: 3 }, rewritten: { packs: 0, bytes: 0, newPacks: 0 } });
-  expect(keysOf(backups, "packs/")).toEqual(packs);
-  await expectAllRestore(backups, contents);
-});
+test.each(["index/", "condemned/"])(
+  "what a killed prune has copied is not copied again (%s)",
+  async (prefix) => {
+    const { backups, contents } = await thinPacks();
+    const dying = new HookedStore(backups.store, {
+      before: (operation, key) => {
+        if (operation === "put" && key.startsWith(prefix))
+          throw new AppError("unavailable", "E_STORE", "killed");
+      },
+    });
+    await expect(runPrune({ ...backups.repository, store: dying }, { rewrite: ALL })).rejects.toThrow(
+      "killed",
+    );
+    const packs = keysOf(backups, "packs/");
+    const report = await rewriteAll(backups);
+    expect(report).toMatchObject({ condemned: { packs: 3 }, rewritten: { packs: 0, bytes: 0, newPacks: 0 } });
+    expect(keysOf(backups, "packs/")).toEqual(packs);
+    await expectAllRestore(backups, contents);
+    // and duplicates are found in it
+    const { stats } = await backups.backup([diskOf([1, 5, 9])], { source: "db", full: true });
+    expect(stats).toMatchObject({ chunksStored: 0, chunksDeduplicated: 3 });
+  },
+);
