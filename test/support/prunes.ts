@@ -1,7 +1,8 @@
 import { onTestFinished, vi } from "vitest";
 import type { Repository } from "../../src/repository/config.ts";
 import { loadGenerations } from "../../src/repository/generations.ts";
-import { prune, type PruneOptions, type PruneReport } from "../../src/upkeep/prune/prune.ts";
+import type { PruneReport } from "../../src/upkeep/prune/prune-report.ts";
+import { prune, type PruneOptions } from "../../src/upkeep/prune/prune.ts";
 import { forget } from "../../src/upkeep/forget.ts";
 import type { Judged } from "../../src/upkeep/plan-forget.ts";
 import type { PinLookup } from "../../src/repository/pins.ts";

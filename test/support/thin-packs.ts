@@ -3,7 +3,7 @@ import type { BackupReport } from "../../src/backup/request.ts";
 import { decodeForward } from "../../src/repository/forward.ts";
 import { parseKey, packKey } from "../../src/repository/names.ts";
 import type { RewriteLimits } from "../../src/upkeep/prune/rewrite-limits.ts";
-import type { PruneReport } from "../../src/upkeep/prune/prune.ts";
+import type { PruneReport } from "../../src/upkeep/prune/prune-report.ts";
 import { diskOf, expectSame, newBackups, numbers } from "../unit/backup/chunks.ts";
 import { forgetThem, forward, HOUR, runPrune } from "./prunes.ts";
 

@@ -12,21 +12,13 @@ import { Live, markLive } from "./mark.ts";
 import { reallyMoved } from "./moved.ts";
 import { listAdopted } from "./reindex.ts";
 import { takeOutOfIndex } from "./rewrite-index.ts";
+import { reportOf, type Facts, type PruneReport } from "./prune-report.ts";
 import type { RewriteLimits } from "./rewrite-limits.ts";
 import { readRoots, type Roots } from "./roots.ts";
-import {
-  condemnedSince,
-  isNeeded,
-  survey,
-  tallyOf,
-  type DeadObject,
-  type Survey,
-  type SurveyOptions,
-  type Tally,
-} from "./survey.ts";
+import { condemnedSince, isNeeded, survey, type DeadObject, type SurveyOptions } from "./survey.ts";
 import { sweep } from "./sweep.ts";
-import { NOT_REWRITTEN, ThinPacks, type ThinReport } from "./thin.ts";
-import { damagedPacks, findLitter, type Litter } from "./tidy.ts";
+import { NOT_REWRITTEN, ThinPacks } from "./thin.ts";
+import { damagedPacks, findLitter } from "./tidy.ts";
 
 /** In place of a source, in the lease of a prune; begins like no name that anybody would choose. */
 const LEASE_NAME = "-prune";
@@ -47,34 +39,6 @@ export interface PruneOptions {
   readonly warn: (message: string) => void;
   /** Which thin packs are rewritten; none: none are. */
   readonly rewrite?: RewriteLimits | undefined;
-}
-
-export interface PruneReport {
-  readonly dryRun: boolean;
-  readonly generations: number;
-  /** Forgotten, and can be brought back. */
-  readonly forgotten: number;
-  readonly layersRead: number;
-  readonly live: Tally;
-  /** Condemned by this run. */
-  readonly condemned: Tally;
-  /** Condemned before, and deleted by this run. */
-  readonly deleted: Tally;
-  /** Condemned not long enough ago. */
-  readonly waiting: Tally;
-  /** Condemned, and in use all the same. */
-  readonly kept: Tally;
-  /** Dead, but too young to be condemned. */
-  readonly young: Tally;
-  /** Small objects removed, by kind. */
-  readonly tidied: Readonly<Record<"forgotten" | "forwards" | keyof Litter, number>>;
-  /** Thin packs. */
-  readonly rewritten: ThinReport;
-  readonly indexesReplaced: number;
-  /** Of objects in use (Object Lock). */
-  readonly locksExtended: number;
-  readonly requests: RequestCounts;
-  readonly seconds: number;
 }
 
 /**
@@ -114,18 +78,6 @@ async function acquirePruneLease(
     const message = `The repository is being pruned by process ${String(pid)} on ${String(host)}; wait for it, or until ${String(expires)} if it died`;
     throw new AppError("locked", "E_PRUNING", message, error.context, error);
   }
-}
-
-/** What a report tells of. */
-interface Facts {
-  readonly roots: Roots;
-  readonly found: Survey;
-  readonly litter: Litter;
-  readonly rewritten: ThinReport;
-  readonly condemned: readonly DeadObject[];
-  readonly deleted: readonly DeadObject[];
-  readonly indexesReplaced?: number;
-  readonly locksExtended?: number;
 }
 
 /** One run, and what it knows so far. */
@@ -169,28 +121,23 @@ class Prune {
     const litter = await findLitter(repository, facts, signal);
     if (lease === undefined) {
       const rewritten = rewrite === undefined ? NOT_REWRITTEN : thin.plan(rewrite);
-      return this.#report({
-        roots,
-        found,
-        litter,
-        rewritten,
+      const planned = {
         condemned: found.fresh,
         deleted: found.expired,
-      });
+        indexesReplaced: 0,
+        locksExtended: 0,
+      };
+      return this.#report({ roots, found, litter, rewritten, ...planned });
     }
 
     const locksExtended = await extendLiveLocks(repository, this.#live, signal);
     // Before the generations are listed again: whoever brings one back looks its record up after the manifest is there.
     await this.#deleteAll(roots.expired.map(keyOfForgotten));
-    const { report: rewritten, emptied } =
-      rewrite === undefined
-        ? { report: NOT_REWRITTEN, emptied: [] }
-        : await thin.rewrite(rewrite, this.#options.warn, this.#run);
     const forwards = deadForwards(this.#forwarding, condemned, limit);
     const dead = await this.#goneOrMoved(found.fresh);
     await this.#listAdopted(dead);
-    const fresh = [...dead, ...emptied, ...forwards.fresh];
-    const indexesReplaced = await this.#condemn(fresh, condemned);
+    const fresh = [...dead, ...forwards.fresh];
+    let indexesReplaced = await this.#condemn(fresh, condemned);
     await lease.check(signal);
     const deleted = await sweep(
       repository,
@@ -199,16 +146,22 @@ class Prune {
       signal,
     );
     await this.#deleteAll([...litter.runs, ...litter.leases, ...litter.damaged, ...litter.condemned]);
-    return this.#report({
-      roots,
-      found,
-      litter,
-      rewritten,
-      condemned: fresh,
-      deleted,
-      indexesReplaced,
-      locksExtended,
-    });
+    if (rewrite === undefined) {
+      const rewritten = NOT_REWRITTEN;
+      const done = { condemned: fresh, deleted, indexesReplaced, locksExtended };
+      return this.#report({ roots, found, litter, rewritten, ...done });
+    }
+    // Last, since it takes longest, and all else stands without it.
+    const { report: rewritten, emptied } = await thin.rewrite(rewrite, this.#options.warn, this.#run);
+    const known = new Set(fresh.map(({ id }) => id));
+    const straightened = deadForwards(this.#forwarding, condemned, limit).fresh.filter(
+      ({ id }) => !known.has(id),
+    );
+    const moved = [...emptied, ...straightened];
+    await lease.check(signal);
+    indexesReplaced += await this.#condemn(moved, condemned);
+    const done = { condemned: [...fresh, ...moved], deleted, indexesReplaced, locksExtended };
+    return this.#report({ roots, found, litter, rewritten, ...done });
   }
 
   /** What a prune has copied that died before it listed the new packs. */
@@ -281,48 +234,15 @@ class Prune {
     }
   }
 
-  #report({
-    roots,
-    found,
-    litter,
-    rewritten,
-    condemned,
-    deleted,
-    indexesReplaced = 0,
-    locksExtended = 0,
-  }: Facts): PruneReport {
-    const gone = new Set(deleted.map(({ key }) => key));
-    const spared = tallyOf(found.expired.filter(({ key }) => !gone.has(key)));
+  #report(facts: Omit<Facts, "dryRun" | "layersRead" | "requests" | "seconds">): PruneReport {
     const requests: Record<string, number> = {};
     for (const [operation, count] of Object.entries(this.#repository.store.requests())) {
       const sent = count - (this.#requestsBefore[operation] ?? 0);
       if (sent > 0) requests[operation] = sent;
     }
-    return {
-      dryRun: this.#options.dryRun,
-      generations: roots.generations,
-      forgotten: roots.forgotten,
-      layersRead: this.#layersRead,
-      live: plain(found.live),
-      condemned: plain(tallyOf(condemned)),
-      deleted: plain(tallyOf(deleted)),
-      waiting: plain(found.waiting),
-      kept: sum(found.kept, spared),
-      young: plain(found.young),
-      tidied: {
-        forgotten: roots.expired.length,
-        runs: litter.runs.length,
-        leases: litter.leases.length,
-        damaged: litter.damaged.length,
-        condemned: litter.condemned.length,
-        forwards: deleted.filter(({ type }) => type === "forward").length,
-      },
-      rewritten,
-      indexesReplaced,
-      locksExtended,
-      requests,
-      seconds: (performance.now() - this.#startedMs) / 1000,
-    };
+    const { dryRun } = this.#options;
+    const seconds = (performance.now() - this.#startedMs) / 1000;
+    return reportOf({ ...facts, dryRun, layersRead: this.#layersRead, requests, seconds });
   }
 }
 
@@ -344,12 +264,4 @@ function deadForwards(
 
 function keyOfForgotten({ source, generation }: ForgottenName): string {
   return forgottenKey(source, generation);
-}
-
-function plain({ packs, layers, bytes }: Tally): Tally {
-  return { packs, layers, bytes };
-}
-
-function sum(a: Tally, b: Tally): Tally {
-  return { packs: a.packs + b.packs, layers: a.layers + b.layers, bytes: a.bytes + b.bytes };
 }
