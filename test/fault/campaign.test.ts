@@ -32,7 +32,7 @@ test(
 
 test("a seed gives the same plan of faults, another seed another", () => {
   const plans = (seed: number): unknown[] =>
-    Array.from({ length: 50 }, (_, number) => [planLife(seed, number), planRound(seed, number)]);
+    Array.from({ length: 50 }, (_, number) => [planLife(seed, number), planRound(seed, number, number)]);
   expect(plans(1)).toEqual(plans(1));
   expect(plans(1)).not.toEqual(plans(2));
 });

@@ -4,7 +4,7 @@ import { Worker, isMainThread, workerData } from "node:worker_threads";
 /** A decoder that works longer on one input hangs, milliseconds of CPU: on a busy machine they may take minutes. */
 const HANG_CPU_MS = 10_000;
 /** One that waits longer, milliseconds. */
-const HANG_MS = 300_000;
+const HANG_MS = 900_000;
 const LOOK_MS = 500;
 
 /** What runs, as the other thread sees it. */

@@ -14,6 +14,8 @@ export interface CliResult {
 export interface CliOptions {
   readonly env?: Readonly<Record<string, string>>;
   readonly cwd?: string;
+  /** In place of ours: a script with the same outputs. */
+  readonly program?: string;
   /** A program that starts ours, with its own arguments: `["prlimit", "--fsize=1000"]`. */
   readonly under?: readonly string[];
   /** Given the process as soon as it runs: to send it signals. */
@@ -22,7 +24,7 @@ export interface CliOptions {
 
 /** Runs the built program as a user does. @throws Error when it prints a secret that it was given. */
 export async function runCli(args: readonly string[], options: CliOptions = {}): Promise<CliResult> {
-  const argv = [...(options.under ?? []), process.execPath, BIN, ...args];
+  const argv = [...(options.under ?? []), process.execPath, options.program ?? BIN, ...args];
   const env = { ...process.env, ...options.env };
   const secrets = secretsOf(env, args); // now: the files may be gone when it ends
   const child = spawn(argv[0]!, argv.slice(1), {

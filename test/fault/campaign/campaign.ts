@@ -12,7 +12,7 @@ import type { Report } from "./report.ts";
 import { newFacts, type RoundFacts } from "./round-facts.ts";
 import { S3Proxy } from "./s3-proxy.ts";
 import { runTroubled, type RunOutcome } from "./troubled-run.ts";
-import { listedIn } from "./verbs.ts";
+import { listedIn, PRUNE_ARGS, PRUNE_PROGRAM } from "./verbs.ts";
 import { openWorld, type World } from "./world.ts";
 
 /** Of a life's generations this many are restored after each round, besides the newest of each source; all at its end. */
@@ -68,7 +68,7 @@ class Life {
     const place = await Place.make(plan, this.#world, this.#folder, this.#random);
     const before = report.losses.length;
     try {
-      this.#say(`life ${this.#life}: ${place.describe}`);
+      this.#say(`life ${this.#life}: ${place.describe}${plan.prunes ? ", pruned" : ""}`);
       await this.#backUpAllInPeace(place);
       for (; this.#round < plan.rounds && goesOn(this.#options); this.#round++) await this.#playRound(place);
       await this.#end(place);
@@ -81,7 +81,7 @@ class Life {
 
   async #playRound(place: Place): Promise<void> {
     const { report, seed } = this.#options;
-    const plan = planRound(seed, this.#life * 100 + this.#round);
+    const plan = planRound(seed, this.#life, this.#round);
     const startedMs = performance.now();
     await this.#changeDisks(place, plan);
     const facts = newFacts(plan);
@@ -124,6 +124,7 @@ class Life {
   async #afterwards(place: Place, facts: RoundFacts): Promise<string[]> {
     const lost = await this.#compareList(place, facts);
     lost.push(...(await this.#backUpAllInPeace(place)));
+    if (place.life.prunes) await this.#pruneInPeace(place);
     const left = await place.leftovers();
     if (left.length > 0) {
       // S3 dates uploads to the second: what a killed run began within the last one goes with the run after that
@@ -147,16 +148,22 @@ class Life {
     for (const id of place.committed.keys()) {
       if (listed.has(id)) continue;
       if (!facts.forgotten.has(id) && !facts.mayGo.has(id)) lost.push(`${id} is not listed any more`);
-      place.committed.delete(id);
+      place.forget(id);
     }
     for (const id of facts.reported) {
       if (!listed.has(id) && !facts.forgotten.has(id)) lost.push(`${id} was reported, but is not listed`);
     }
     for (const id of facts.forgotten) {
-      if (listed.has(id) && !facts.restored.has(id)) this.#problem(`${id} is listed after it was forgotten`);
+      if (listed.has(id) && !facts.restored.has(id) && !facts.mayCome.has(id))
+        this.#problem(`${id} is listed after it was forgotten`);
     }
     for (const { generation, source } of sourcesIn(result.stdout)) {
       if (place.committed.has(generation)) continue;
+      if (place.forgotten.has(generation)) {
+        if (!facts.mayCome.has(generation)) this.#problem(`${generation} has come back by itself`);
+        place.bringBack(generation);
+        continue;
+      }
       if (!facts.backedUp.has(source)) lost.push(`${generation} of ${source} has come from nowhere`);
       place.committed.set(generation, { source, picture: await place.disks.get(source)!.picture() });
     }
@@ -184,10 +191,17 @@ class Life {
     }
   }
 
+  async #pruneInPeace(place: Place): Promise<void> {
+    const result = await this.#inPeace(place, undefined, () => PRUNE_ARGS, PRUNE_PROGRAM);
+    if (result.code !== 0)
+      this.#problem(`a prune in peace ended with ${result.code ?? result.signal}: ${result.stderr.trim()}`);
+  }
+
   async #inPeace(
     place: Place,
     source: SourceName | undefined,
     args: (uri: string) => readonly string[],
+    program?: string,
   ): Promise<CliResult> {
     const { minio, uploads } = this.#world;
     const s3 = place.life.kind === "bucket" ? await S3Proxy.open(minio.endpoint, [], uploads) : undefined;
@@ -197,6 +211,7 @@ class Life {
     try {
       return await runCli([...args(nbd?.uri(source!) ?? ""), "-r", place.location, "--cache-dir", cache], {
         env: place.environment(s3?.endpoint),
+        ...(program !== undefined && { program }),
       });
     } finally {
       await s3?.close();

@@ -35,6 +35,8 @@ export class Place {
   readonly password: string | undefined;
   readonly disks: ReadonlyMap<SourceName, CampaignDisk>;
   readonly committed = new Map<string, Committed>();
+  /** Those that were forgotten: they may be brought back until a prune has cleared them away. */
+  readonly forgotten = new Map<string, Committed>();
   readonly repository: Repository;
   /** What a directory lies on, where it can be made too small. */
   readonly room: SmallDisk | undefined;
@@ -113,18 +115,22 @@ export class Place {
     };
   }
 
-  /** What no output may ever show. */
-  get secrets(): string[] {
-    const { secretKey } = this.world.minio;
-    return [secretKey, ...(this.password === undefined ? [] : [this.password])];
-  }
-
   /** Of a source, oldest first: ids sort by age. */
   known(source: SourceName): string[] {
     return [...this.committed]
       .filter(([, one]) => one.source === source)
       .map(([id]) => id)
       .sort();
+  }
+
+  forget(id: string): void {
+    this.forgotten.set(id, this.committed.get(id)!);
+    this.committed.delete(id);
+  }
+
+  bringBack(id: string): void {
+    this.committed.set(id, this.forgotten.get(id)!);
+    this.forgotten.delete(id);
   }
 
   /** Restores a generation in this process, past every proxy. @returns what is wrong with it. */

@@ -48,27 +48,35 @@ export interface RoundPlan {
 export interface LifePlan {
   readonly kind: "directory" | "bucket";
   readonly encrypted: boolean;
+  /** Whether prunes run in it, whose grace is short: no clock is off by more then. */
+  readonly prunes: boolean;
   readonly rounds: number;
 }
 
 type Random = (below: number) => number;
 
 const HOSTS = 2;
+const ROUNDS_MAX = 100;
 
 /** The same for the same seed and number: all four kinds come in any four lives that follow each other. */
 export function planLife(seed: number, life: number): LifePlan {
   const kind = (seed + life) % 4;
+  const random = seeded(mixed(seed, life, 1));
+  const prunes = random(3) > 0;
   return {
     kind: kind % 2 === 0 ? "bucket" : "directory",
     encrypted: kind >= 2,
-    rounds: 6 + seeded(mixed(seed, life, 1))(7),
+    prunes,
+    rounds: (prunes ? 9 : 6) + random(7),
   };
 }
 
-/** The same for the same seed and number. */
-export function planRound(seed: number, round: number): RoundPlan {
+/** The same for the same seed and numbers. */
+export function planRound(seed: number, life: number, number: number): RoundPlan {
+  const { prunes } = planLife(seed, life);
+  const round = life * ROUNDS_MAX + number;
   const random = seeded(mixed(seed, round, 2));
-  const runs = Array.from({ length: 2 + random(3) }, () => planRun(random));
+  const runs = Array.from({ length: 2 + random(3) }, () => planRun(random, prunes));
   return {
     changes: { alpha: random(4), beta: random(4) },
     resized: random(6) === 0 ? SOURCES[random(SOURCES.length)]! : undefined,
@@ -76,10 +84,11 @@ export function planRound(seed: number, round: number): RoundPlan {
   };
 }
 
-function planRun(random: Random): RunPlan {
+function planRun(random: Random, prunes: boolean): RunPlan {
   const troubled = random(8) > 0; // some run beside the troubled ones, and must not be drawn in
   const times = (most: number): number => (troubled ? 1 + random(most) : 0);
-  const verb = pickVerb(random);
+  const verb = pickVerb(random, prunes);
+  const clocks = !prunes;
   const reads = verb !== "backup";
   return {
     verb,
@@ -87,7 +96,7 @@ function planRun(random: Random): RunPlan {
     pick: random(1000),
     host: random(HOSTS),
     startMs: random(2) === 0 ? 0 : random(1500),
-    s3: Array.from({ length: times(9) }, () => planS3(random, reads)),
+    s3: Array.from({ length: times(9) }, () => planS3(random, reads, clocks)),
     nbd: Array.from({ length: times(3) }, () => planNbd(random)),
     stop:
       troubled && random(4) === 0
@@ -97,8 +106,9 @@ function planRun(random: Random): RunPlan {
   };
 }
 
-function planS3(random: Random, reads: boolean): S3Rule {
-  const kind = pickS3Fault(random);
+function planS3(random: Random, reads: boolean, clocks: boolean): S3Rule {
+  const picked = pickS3Fault(random);
+  const kind = picked === "clock" && !clocks ? "delay" : picked;
   const classes = REQUEST_CLASSES.filter(({ fits, ofReaders }) => fits(kind) && (ofReaders || !reads));
   const { name } = classes[random(classes.length)]!;
   return {
@@ -132,8 +142,8 @@ function planFull(random: Random): FullPlan {
   return { what, bytes: random(3) === 0 ? random(64 * 1024) : random(3 * MiB) };
 }
 
-function pickVerb(random: Random): VerbName {
-  const names = Object.keys(VERBS) as VerbName[];
+function pickVerb(random: Random, prunes: boolean): VerbName {
+  const names = (Object.keys(VERBS) as VerbName[]).filter((name) => prunes || name !== "prune");
   const total = names.reduce((sum, name) => sum + VERBS[name].weight, 0);
   let left = random(total);
   return names.find((name) => (left -= VERBS[name].weight) < 0)!;

@@ -16,6 +16,8 @@ export interface RoundFacts {
   readonly forgotten: Set<string>;
   /** Forgotten perhaps: the run did not get to tell. */
   readonly mayGo: Set<string>;
+  /** Forgotten ones that a run was to bring back. */
+  readonly mayCome: Set<string>;
 }
 
 export function newFacts({ runs }: RoundPlan): RoundFacts {
@@ -27,5 +29,6 @@ export function newFacts({ runs }: RoundPlan): RoundFacts {
     restored: new Set(),
     forgotten: new Set(),
     mayGo: new Set(),
+    mayCome: new Set(),
   };
 }

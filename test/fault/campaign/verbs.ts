@@ -17,6 +17,8 @@ export interface VerbRun {
   readonly args: (uri: string) => readonly string[];
   /** Holds the outcome against what is known. @returns what is wrong. */
   readonly judge: (result: CliResult) => Promise<string[]>;
+  /** What is run in place of the program itself. */
+  readonly program?: string;
   /** Exit codes that it may end with besides those its faults explain. */
   readonly codes: readonly number[];
   readonly close: () => Promise<void>;
@@ -34,7 +36,8 @@ interface Verb {
   ) => Promise<VerbRun | undefined>;
 }
 
-export type VerbName = "backup" | "restore" | "restore over NBD" | "forget" | "verify" | "list";
+export type VerbName =
+  "backup" | "restore" | "restore over NBD" | "forget" | "restore-generation" | "prune" | "verify" | "list";
 
 /** A new verb is one entry here. */
 export const VERBS: Readonly<Record<VerbName, Verb>> = {
@@ -42,9 +45,16 @@ export const VERBS: Readonly<Record<VerbName, Verb>> = {
   restore: { weight: 4, start: startRestore },
   "restore over NBD": { weight: 2, start: startRestoreOverNbd },
   forget: { weight: 3, start: startForget },
+  "restore-generation": { weight: 2, start: startRestoreGeneration },
+  prune: { weight: 5, start: startPrune },
   verify: { weight: 2, start: startVerify },
   list: { weight: 1, start: startList },
 };
+
+/** Seconds: a life lasts minutes, and what is forgotten in it is to go within it. */
+const PRUNE_GRACE_MS = 60_000;
+export const PRUNE_PROGRAM = join(import.meta.dirname, "prune-process.ts");
+export const PRUNE_ARGS = ["prune", "--grace-ms", `${PRUNE_GRACE_MS}`];
 
 /** Forgetting spares these newest ones of a source at least, whatever other runs commit meanwhile. */
 const COMMITS_A_ROUND = 4;
@@ -134,6 +144,35 @@ function startForget(place: Place, plan: RunPlan, facts: RoundFacts): Promise<Ve
       );
     },
     codes: [10],
+    close: nothing,
+  });
+}
+
+function startRestoreGeneration(
+  place: Place,
+  plan: RunPlan,
+  facts: RoundFacts,
+): Promise<VerbRun | undefined> {
+  const ids = [...place.forgotten.keys()];
+  const id = ids[plan.pick % Math.max(1, ids.length)];
+  if (id === undefined) return Promise.resolve(undefined);
+  facts.mayCome.add(id);
+  return Promise.resolve({
+    nbd: undefined,
+    args: () => ["restore-generation", id],
+    judge: fine,
+    codes: [10], // a prune may have cleared it away
+    close: nothing,
+  });
+}
+
+function startPrune(): Promise<VerbRun> {
+  return Promise.resolve({
+    nbd: undefined,
+    program: PRUNE_PROGRAM,
+    args: () => PRUNE_ARGS,
+    judge: fine,
+    codes: [],
     close: nothing,
   });
 }

@@ -3,6 +3,7 @@ import { crc32, zstdCompressSync } from "node:zlib";
 import { KiB, MiB } from "../../../src/bytes/size.ts";
 import { Codec, chunkId, openBlob, sealBlob } from "../../../src/chunk/codec.ts";
 import { decodeIndexObject } from "../../../src/repository/index-objects.ts";
+import { decodeForward } from "../../../src/repository/forward.ts";
 import { openLayer } from "../../../src/repository/layer-reader.ts";
 import {
   decodeFooter,
@@ -43,7 +44,7 @@ function stored(name: string): { readonly vectors: Vectors; readonly seeds: Buff
 
 /** Every binary object of the repository. */
 export function objectTargets(): FuzzTarget[] {
-  return [...indexTargets(), ...layerTargets(), ...packTargets(), blobTarget()];
+  return [...indexTargets(), ...layerTargets(), ...packTargets(), ...forwardTargets(), blobTarget()];
 }
 
 function indexTargets(): FuzzTarget[] {
@@ -195,6 +196,25 @@ function withTrailer(input: Buffer): Buffer {
   const checked = pack.subarray(Math.min(pack.length, offset + length), pack.length - 12);
   end.writeUInt32LE(crc32(checked), PACK_END_SIZE - 12);
   return pack;
+}
+
+function forwardTargets(): FuzzTarget[] {
+  const { vectors: forwards, seeds } = stored("forwards");
+  const repository = memoryRepository({ chunkSize: CHUNK });
+  const decode = (input: Buffer): void => {
+    const { directory, ways } = decodeForward(repository, forwards.key, input);
+    for (const { slot, target, to } of ways.moves()) {
+      if (slot >= directory.slotCount || to >= target.slotCount)
+        throw new Broken(`slot ${slot} leads nowhere`);
+      if (ways.placeOf(slot)?.slot !== to) throw new Broken(`slot ${slot} leads to two places`);
+    }
+  };
+  // a directory of 65,536 slots, where each of them went, and as many targets
+  const common = { seeds, mutate, allocatesMax: 16 * MiB };
+  return [
+    { name: "forward", decode, ...common },
+    { name: "forward, with its checksum", decode: (input) => decode(withDigest(input)), ...common },
+  ];
 }
 
 /** A chunk as it is stored, whatever its directory says of it. */

@@ -1,7 +1,8 @@
 import { deepStrictEqual } from "node:assert";
 import { decodeConfig, type Repository } from "../../../src/repository/config.ts";
-import { encodeCondemned, readCondemned } from "../../../src/repository/condemned.ts";
+import { decodeCondemned, readCondemned } from "../../../src/repository/condemned.ts";
 import { readDamaged, recordDamaged } from "../../../src/repository/damaged.ts";
+import { decodeForgotten } from "../../../src/repository/forgotten.ts";
 import { decodeHold } from "../../../src/repository/holds.ts";
 import { decodeKeySlot } from "../../../src/repository/keys.ts";
 import { DEFAULT_LEASE, acquireLease } from "../../../src/repository/leases.ts";
@@ -85,6 +86,8 @@ export async function recordTargets(): Promise<FuzzTarget[]> {
   const manifests = stored("manifests");
   const holds = stored("holds");
   const keys = stored("keys");
+  const condemned = stored("condemned");
+  const forgotten = stored("forgotten");
   const repository = memoryRepository();
   return [
     ...both("config", config.seeds, (input) => void decodeConfig(input, "fuzz")),
@@ -102,9 +105,15 @@ export async function recordTargets(): Promise<FuzzTarget[]> {
       if (!(bytes <= SCRYPT_MAX && scrypt.p <= SCRYPT_PASSES_MAX))
         throw new Broken(`scrypt of ${bytes} bytes`);
     }),
-    ...both("condemned", [await condemnedSeed()], async (input) => {
-      const { repository: other } = await storedAs(`condemned/${RUN}.json`, input);
+    ...both("condemned", condemned.seeds, async (input) => {
+      const { key } = condemned.vectors;
+      const { repository: other } = await storedAs(key, input);
+      decodeCondemned(other, key, input);
       await readCondemned(other, never);
+    }),
+    ...both("forgotten", forgotten.seeds, (input) => {
+      const { source, generation } = forgotten.vectors;
+      decodeForgotten(repository, source, generation, input);
     }),
     ...both("damaged", [await damagedSeed()], async (input) => {
       const { repository: other } = await storedAs(`damaged/${DAMAGED_PACK}/${RUN}.json`, input);
@@ -127,19 +136,6 @@ async function storedAs(key: string, input: Buffer): Promise<{ repository: Memor
   const repository = memoryRepository();
   await repository.store.put(key, input, never);
   return { repository, key };
-}
-
-async function condemnedSeed(): Promise<Buffer> {
-  const key = `condemned/${RUN}.json`;
-  const record = {
-    format: 1,
-    repository: TEST_REPOSITORY,
-    prune: RUN,
-    since: "2026-11-22T03:00:00.000Z",
-    packs: [DAMAGED_PACK],
-    layers: [GENERATION],
-  } as unknown as Parameters<typeof encodeCondemned>[2];
-  return Promise.resolve(encodeCondemned(memoryRepository(), key, record));
 }
 
 async function damagedSeed(): Promise<Buffer> {

@@ -9,6 +9,7 @@ import { resolveGeneration } from "../../../src/repository/resolve-generation.ts
 import { parseTags, qmpPath, sourceSettings } from "../../../src/settings.ts";
 import { parseLocation } from "../../../src/store/location.ts";
 import { Calendar, parseDuration } from "../../../src/upkeep/calendar.ts";
+import { parseGrace } from "../../../src/upkeep/prune/grace.ts";
 import { memoryRepository } from "../../support/memory-repository.ts";
 import { vectors } from "../../support/vectors.ts";
 import { mutate } from "../mutate.ts";
@@ -47,6 +48,7 @@ export async function textTargets(): Promise<FuzzTarget[]> {
       formatSize(bytes);
     }),
     text("duration", ["14d", "6m", "1y2m", "36h", "1y2m3w4d5h"], (duration) => parseDuration(duration)),
+    text("grace", ["24h", "3d", "2w"], (grace) => parseGrace(grace)),
     text("time zone", ["Europe/Berlin", "UTC", "+01:00"], (zone) => new Calendar(zone).text(new Date(0))),
     text("tags", ["ticket=4711", "a=b=c"], (tag) => parseTags([tag])),
     text("key", KEYS, (key) => parseKey(key)),
