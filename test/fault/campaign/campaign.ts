@@ -92,6 +92,7 @@ class Life {
     ).filter((outcome) => outcome !== undefined);
     place.room?.resize(1024 ** 3);
     for (const outcome of outcomes) this.#tell(outcome);
+    report.leftUploads((await place.leftUploads()).length);
     const lost = await this.#afterwards(place, facts);
     for (const what of lost) this.#lose(what, outcomes);
     report.round(outcomes);

@@ -10,6 +10,7 @@ import { PackDirectories } from "../../../src/repository/pack-reader.ts";
 import { restoreDisk } from "../../../src/restore/restore-disk.ts";
 import { openNewStore } from "../../../src/store/open.ts";
 import { given, firstKey } from "../../support/passwords.ts";
+import { all } from "../../support/outcomes.ts";
 import { MemoryTarget } from "../../support/scripted-disk.ts";
 import { CampaignDisk, type Picture } from "./disks.ts";
 import { SmallDisk } from "./full.ts";
@@ -156,14 +157,17 @@ export class Place {
   async leftovers(): Promise<string[]> {
     const found: string[] = [];
     for await (const { key } of this.repository.store.list(Prefix.leases, never)) found.push(key);
+    return [...found, ...(await this.leftUploads())];
+  }
+
+  /** Uploads that are neither complete nor aborted. */
+  async leftUploads(): Promise<string[]> {
     if (this.life.kind === "bucket") {
       const pending = await this.world.uploads.pending(`${this.#prefix}/`);
-      found.push(...pending.map(({ key }) => `upload of ${key}`));
-    } else {
-      for await (const { key } of this.repository.store.listUploads("", never))
-        found.push(`upload of ${key}`);
+      return pending.map(({ key }) => `upload of ${key}`);
     }
-    return found;
+    const uploads = await all(this.repository.store.listUploads("", never));
+    return uploads.map(({ key }) => `upload of ${key}`);
   }
 
   async close(): Promise<void> {

@@ -56,6 +56,8 @@ export interface LifePlan {
 type Random = (below: number) => number;
 
 const HOSTS = 2;
+/** Within which of these a run is stopped, milliseconds: its time to start is long on a busy machine. */
+const STOP_MS = [1500, 3000, 6000, 12_000];
 const ROUNDS_MAX = 100;
 
 /** The same for the same seed and number: all four kinds come in any four lives that follow each other. */
@@ -100,7 +102,10 @@ function planRun(random: Random, prunes: boolean): RunPlan {
     nbd: Array.from({ length: times(3) }, () => planNbd(random)),
     stop:
       troubled && random(4) === 0
-        ? { signal: random(4) === 0 ? "SIGINT" : "SIGKILL", afterMs: 300 + random(2500) }
+        ? {
+            signal: random(4) === 0 ? "SIGINT" : "SIGKILL",
+            afterMs: 300 + random(STOP_MS[random(STOP_MS.length)]!),
+          }
         : undefined,
     full: troubled && random(7) === 0 ? planFull(random) : undefined,
   };

@@ -11,6 +11,7 @@ export class Report {
   readonly #startedMs = performance.now();
   #rounds = 0;
   #lives = 0;
+  #uploads = 0;
   #generations = 0;
 
   lose(what: string): void {
@@ -28,6 +29,11 @@ export class Report {
       for (const kind of hits) count(this.#hit, kind);
       count(this.#runs, `${plan.verb} ${result.code ?? result.signal}`);
     }
+  }
+
+  /** Uploads that troubled runs have left, for the next ones to clear away. */
+  leftUploads(count: number): void {
+    this.#uploads += count;
   }
 
   /** A life is over, and its generations were all restored. */
@@ -49,6 +55,7 @@ export class Report {
       rounds: this.#rounds,
       generations: this.#generations,
       runs: Object.fromEntries([...this.#runs].sort()),
+      uploadsLeft: this.#uploads,
       planned: Object.fromEntries([...this.#planned].sort()),
       hit: Object.fromEntries([...this.#hit].sort()),
       faultsHit: this.faultsHit,
@@ -69,6 +76,7 @@ export class Report {
       .map(([what, times]) => `${what.padEnd(24)} ${String(times).padStart(8)}`);
     return [
       `${this.#rounds} rounds in ${this.#lives} repositories, ${this.#generations} generations restored at their end`,
+      `${this.#uploads} uploads were left by troubled runs, and had to be gone after the next`,
       "",
       `${"FAULT".padEnd(24)}  PLANNED      HIT`,
       ...lines,
