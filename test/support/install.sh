@@ -19,6 +19,7 @@ nbdsh:python3-libnbd
 certtool:gnutls-bin
 rclone:rclone
 openssl:openssl
+zstd:zstd
 ceph-mon:ceph-mon
 ceph-osd:ceph-osd
 radosgw:radosgw
