@@ -2,7 +2,7 @@ import type { Identity } from "../chunk/workers.ts";
 import type { DedupIndex, Hit } from "../repository/dedup.ts";
 import type { PackDirectory, PackRef } from "../repository/pack-directory.ts";
 import type { PackDirectories } from "../repository/pack-reader.ts";
-import type { Fetched, FetchedData } from "./fetch.ts";
+import type { Fetched, FetchedData } from "../chunk/fetch.ts";
 import type { ForcedChunks } from "./forced.ts";
 import type { ParentChunk, ParentChunks } from "./parent-chunks.ts";
 

@@ -4,7 +4,7 @@ import type { LayerWriter } from "../repository/layer-writer.ts";
 import type { PackWriter } from "../repository/pack-writer.ts";
 import type { DiskCounts } from "./counts.ts";
 import { idKey, type RunChunks, type Verdict } from "./decide.ts";
-import type { FetchedData } from "./fetch.ts";
+import type { FetchedData } from "../chunk/fetch.ts";
 import type { Sealed } from "./seal.ts";
 
 /** The last stage of a disk: blobs go into packs, addresses into the layer. Batches come in the order of the disk. */

@@ -3,7 +3,7 @@ import { BlockMap } from "./block-map.ts";
 import { DirectWriter } from "./direct-writer.ts";
 import type { DiskTarget, Range } from "./disk.ts";
 import { PartialFile } from "./partial-file.ts";
-import { openRawFile, RAW_BLOCK_SIZE, RawFile } from "./raw-file.ts";
+import { openRawFile, RAW_BLOCK_SIZE, RawFile, RawFileSource } from "./raw-file.ts";
 
 /** A fresh file remembers what was written in blocks of this many bytes: 8 MiB of memory for 64 TiB. */
 const WRITTEN_BLOCK = 1024 * 1024;
@@ -63,16 +63,42 @@ export async function openExistingTarget(
   signal.throwIfAborted();
   const file = await openRawFile(path, "direct");
   try {
-    if (file.kind === "device" && file.size < size) {
-      const message = `${path} has ${file.size} bytes and the disk ${size}; choose a target at least as large`;
-      throw new AppError("usage", "E_TARGET_SIZE", message, { path, targetSize: file.size, diskSize: size });
-    }
+    if (file.kind === "device" && file.size < size) throw sizeError(file, size, "at least as large");
     if (file.kind === "file" && file.size < size) await file.resize(size);
     return new ExistingTarget(file, size);
   } catch (error) {
     await file.close();
     throw error;
   }
+}
+
+/**
+ * An existing file of exactly this size, or a block device of at least it, to be read and written. Closing the target
+ * closes both.
+ *
+ * @throws AppError E_TARGET_SIZE (usage); as `openRawFile`.
+ */
+export async function openRawDisk(
+  path: string,
+  size: number,
+  signal: AbortSignal,
+): Promise<{ readonly source: RawFileSource; readonly target: RawFileTarget }> {
+  signal.throwIfAborted();
+  const file = await openRawFile(path, "direct");
+  if (file.kind === "file" ? file.size === size : file.size >= size) {
+    return { source: new RawFileSource(file), target: new ExistingTarget(file, size) };
+  }
+  await file.close();
+  throw sizeError(file, size, file.kind === "file" ? "of the same size" : "at least as large");
+}
+
+function sizeError(file: RawFile, size: number, wanted: string): AppError {
+  const message = `${file.path} has ${file.size} bytes and the disk ${size}; choose a target ${wanted}`;
+  return new AppError("usage", "E_TARGET_SIZE", message, {
+    path: file.path,
+    targetSize: file.size,
+    diskSize: size,
+  });
 }
 
 class ExistingTarget implements RawFileTarget {

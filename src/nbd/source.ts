@@ -34,6 +34,19 @@ export async function openNbdSource(
   options: NbdSourceOptions,
   signal: AbortSignal,
 ): Promise<NbdSource> {
+  const { pool, bitmap } = await openSourcePool(address, options, signal);
+  return new NbdSource(address, pool, bitmap);
+}
+
+/**
+ * What an `NbdSource` is made of: connections that tell what is allocated, and what is dirty when there is a bitmap.
+ * @throws as `openNbdSource`.
+ */
+export async function openSourcePool(
+  address: NbdAddress,
+  options: NbdSourceOptions,
+  signal: AbortSignal,
+): Promise<{ readonly pool: NbdPool; readonly bitmap: string | undefined }> {
   const bitmap = options.bitmap === undefined ? undefined : Context.DIRTY_BITMAP + options.bitmap;
   const pool = await NbdPool.open(
     address,
@@ -46,7 +59,7 @@ export async function openNbdSource(
     },
     signal,
   );
-  return new NbdSource(address, pool, bitmap);
+  return { pool, bitmap };
 }
 
 /** An NBD export to be read. */

@@ -40,15 +40,19 @@ export async function openNbdTarget(
     },
     signal,
   );
-  if ((pool.export.flags & ExportFlag.READ_ONLY) !== 0) {
-    await pool.close();
-    throw new AppError(
-      "usage",
-      "E_NBD_READ_ONLY",
-      `NBD export ${address.uri} is read-only; export it writable`,
-    );
-  }
+  await expectWritable(address, pool);
   return new NbdTarget(address, pool, options.fua === true);
+}
+
+/** Closes the pool of an export that nobody may write. @throws AppError E_NBD_READ_ONLY (usage). */
+export async function expectWritable(address: NbdAddress, pool: NbdPool): Promise<void> {
+  if ((pool.export.flags & ExportFlag.READ_ONLY) === 0) return;
+  await pool.close();
+  throw new AppError(
+    "usage",
+    "E_NBD_READ_ONLY",
+    `NBD export ${address.uri} is read-only; export it writable`,
+  );
 }
 
 /**

@@ -8,6 +8,8 @@ import type { Span, WantedBlob } from "./spans.ts";
 /** Raw, verified bytes of a span's blobs, in a slab that the receiver gives back. */
 export interface OpenedSpan {
   readonly slab: Slab;
+  /** What it took to fetch it, bytes; with what lies between its blobs. */
+  readonly storedBytes: number;
   readonly blobs: readonly (WantedBlob & { readonly at: number; readonly length: number })[];
 }
 
@@ -34,6 +36,7 @@ export async function openSpan(
       });
       return {
         slab: to,
+        storedBytes: span.length,
         blobs: span.blobs.map((blob, index) => ({
           ...blob,
           at: blobs[index]!.into,

@@ -13,21 +13,28 @@ export interface PackPart {
   readonly chunks: readonly number[];
 }
 
+/** A stretch of the disk: of the chunks `from` to `to` - 1 all those that are wanted. */
 export interface Window {
+  readonly from: number;
+  readonly to: number;
   readonly packs: readonly PackPart[];
   /** Sorted byte ranges that read as zero. */
   readonly zeros: readonly Range[];
 }
 
-/** The disk front to back, window by window, each turned from "by chunk" into "by pack". */
+/**
+ * The disk front to back, window by window, each turned from "by chunk" into "by pack".
+ * @param windowBytes a multiple of the chunk size.
+ */
 export async function* windows(
   map: DiskMap,
   diskSize: number,
   chunkSize: number,
   chunks: number,
   signal: AbortSignal,
+  windowBytes = WINDOW_BYTES,
 ): AsyncGenerator<Window, void> {
-  const step = WINDOW_BYTES / chunkSize;
+  const step = windowBytes / chunkSize;
   for (let from = 0; from < chunks; from += step) {
     yield await planWindow(map, from, Math.min(from + step, chunks), diskSize, chunkSize, signal);
   }
@@ -59,5 +66,5 @@ async function planWindow(
     pairs.sort((a, b) => a.slot - b.slot || a.chunk - b.chunk);
     return { packRef, slots: pairs.map((pair) => pair.slot), chunks: pairs.map((pair) => pair.chunk) };
   });
-  return { packs, zeros };
+  return { from, to, packs, zeros };
 }

@@ -16,16 +16,26 @@ export interface ContentSink {
   zero(offset: number, length: number, signal: AbortSignal): Promise<void>;
 }
 
+/** For who does not want all of a disk. */
+export interface Selection {
+  /** Bytes of the disk that are planned at once, a multiple of every chunk size. */
+  readonly windowBytes: number;
+  /** Told window after window, front to back, while what was chosen before may still be on its way to the sink. */
+  choose(window: Window, signal: AbortSignal): Promise<Window>;
+}
+
 /**
- * map ─▶ windows ─▶ spans of packs ─▶ ranged GET, open ─▶ sink
+ * map ─▶ windows ─▶ (selection) ─▶ spans of packs ─▶ ranged GET, open ─▶ sink
  *
- * Everything of one disk of a generation, verified against the chain of hashes, pack by pack with bounded memory.
+ * Everything of one disk of a generation, or what is chosen of it, verified against the chain of hashes, pack by pack
+ * with bounded memory.
  */
 export async function readDisk(
   disk: ManifestDisk,
   tools: ReadTools,
   sink: ContentSink,
   run: AbortController,
+  selection?: Selection,
 ): Promise<void> {
   const { repository, directories } = tools;
   const { chunkSize, size } = disk;
@@ -34,8 +44,10 @@ export async function readDisk(
     raw: new SlabPool(SPAN_LIMITS.rawMax, GETS + 2),
   };
   const map = await DiskMap.open(repository, disk, run.signal);
-  const planned = windows(map, size, chunkSize, chunkCount(size, chunkSize), run.signal);
-  const wanted = spansOf(planned, directories, run.signal);
+  const chunks = chunkCount(size, chunkSize);
+  const planned = windows(map, size, chunkSize, chunks, run.signal, selection?.windowBytes);
+  const chosen = selection === undefined ? planned : chosenOf(planned, selection, run.signal);
+  const wanted = spansOf(chosen, directories, run.signal);
   const done = mapOrdered(wanted, GETS, run, async (item, signal) => {
     if (!("pack" in item)) return sink.zero(item.offset, item.length, signal);
     assertChunkLengths(item, size, chunkSize);
@@ -47,6 +59,14 @@ export async function readDisk(
     }
   });
   await drain(done);
+}
+
+async function* chosenOf(
+  planned: AsyncIterable<Window>,
+  selection: Selection,
+  signal: AbortSignal,
+): AsyncGenerator<Window, void> {
+  for await (const window of planned) yield await selection.choose(window, signal);
 }
 
 async function* spansOf(

@@ -29,7 +29,7 @@ export async function restoreDisk(
     tools,
     {
       async data(span, signal) {
-        for (const piece of pieces(span, disk.chunkSize)) {
+        for (const piece of writesOf(span, disk.chunkSize)) {
           await target.write(piece.offset, piece.bytes, signal);
           stats.bytesWritten += piece.bytes.length;
           stats.chunksWritten += piece.chunks;
@@ -49,7 +49,7 @@ export async function restoreDisk(
 }
 
 /** Writes for a span: chunks that are neighbours in the slab and on the disk become one. */
-function* pieces(
+export function* writesOf(
   span: OpenedSpan,
   chunkSize: number,
 ): Generator<{ offset: number; bytes: Buffer; chunks: number }, void> {

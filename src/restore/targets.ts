@@ -1,10 +1,12 @@
 import { stat } from "node:fs/promises";
 import type { DiskTarget } from "../disk/disk.ts";
-import { createRawFile, openExistingTarget } from "../disk/raw-target.ts";
+import { createRawFile, openExistingTarget, openRawDisk } from "../disk/raw-target.ts";
 import { AppError } from "../errors.ts";
 import { createQcow2 } from "../image/qcow2-target.ts";
+import { openNbdDisk } from "../nbd/read-write.ts";
 import { openNbdTarget } from "../nbd/target.ts";
 import { isNbdUri, parseNbdUri } from "../nbd/uri.ts";
+import type { InPlaceDisk } from "./in-place.ts";
 
 /** A disk that is being restored, and what makes it final. */
 export interface OpenedTarget {
@@ -32,27 +34,73 @@ export async function openTarget(
   if (text.startsWith(QCOW2)) return await createQcow2(text.slice(QCOW2.length), size, options, signal);
   if (isNbdUri(text)) return await openNbd(text, size, signal);
   const device = await isBlockDevice(text);
-  if (device && !options.force) {
-    throw new AppError(
-      "usage",
-      "E_TARGET_FORCE",
-      `${text} is a device: all it holds will be lost; give --force if you mean it`,
-    );
-  }
+  if (device) expectForce(text, options.force);
   const disk = await (device
     ? openExistingTarget(text, size, signal)
     : createRawFile(text, size, options, signal));
   return { disk, finish: (end) => disk.commit(end), close: () => disk.close() };
 }
 
+/** A disk that is there, and is to be put right in its place. */
+export interface OpenedInPlace extends InPlaceDisk {
+  close(): Promise<void>;
+}
+
+/**
+ * Opens what `--to` names to be read and written: a raw file of the disk's size, or a block device or an NBD export that
+ * may be larger.
+ *
+ * @param options bitmap: of the NBD export; what is not dirty in it is taken for unchanged.
+ * @throws AppError E_TARGET_SIZE, E_TARGET_FORCE, E_IN_PLACE, E_NBD_READ_ONLY (usage), E_NBD_BITMAP (notFound), and those
+ *   of the target itself.
+ */
+export async function openInPlace(
+  text: string,
+  size: number,
+  options: { readonly force: boolean; readonly bitmap: string | undefined },
+  signal: AbortSignal,
+): Promise<OpenedInPlace> {
+  const { bitmap } = options;
+  if (isNbdUri(text)) {
+    const disk = await openNbdDisk(parseNbdUri(text), bitmap === undefined ? {} : { bitmap }, signal);
+    await expectRoom(disk.target, size);
+    return { ...disk, close: () => disk.target.close() };
+  }
+  if (bitmap !== undefined) throw inPlaceError("--bitmap needs an NBD target, which has bitmaps");
+  if (text.startsWith(QCOW2)) {
+    throw inPlaceError(`${text} cannot be changed in place; export it with qemu-nbd and give its NBD URI`);
+  }
+  if (await isBlockDevice(text)) expectForce(text, options.force);
+  const disk = await openRawDisk(text, size, signal);
+  return { ...disk, close: () => disk.target.close() };
+}
+
+function inPlaceError(message: string): AppError {
+  return new AppError("usage", "E_IN_PLACE", message);
+}
+
+/** @throws AppError E_TARGET_FORCE (usage). */
+function expectForce(device: string, force: boolean): void {
+  if (force) return;
+  throw new AppError(
+    "usage",
+    "E_TARGET_FORCE",
+    `${device} is a device: all it holds will be lost; give --force if you mean it`,
+  );
+}
+
 async function openNbd(uri: string, size: number, signal: AbortSignal): Promise<OpenedTarget> {
   const disk = await openNbdTarget(parseNbdUri(uri), {}, signal);
-  if (disk.size < size) {
-    await disk.close();
-    const message = `${disk.name} has ${disk.size} bytes and the disk ${size}; export an image at least as large`;
-    throw new AppError("usage", "E_TARGET_SIZE", message, { targetSize: disk.size, diskSize: size });
-  }
+  await expectRoom(disk, size);
   return { disk, finish: (end) => disk.flush(end), close: () => disk.close() };
+}
+
+/** Closes a target that is too small. @throws AppError E_TARGET_SIZE (usage). */
+async function expectRoom(disk: DiskTarget, size: number): Promise<void> {
+  if (disk.size >= size) return;
+  await disk.close();
+  const message = `${disk.name} has ${disk.size} bytes and the disk ${size}; export an image at least as large`;
+  throw new AppError("usage", "E_TARGET_SIZE", message, { targetSize: disk.size, diskSize: size });
 }
 
 async function isBlockDevice(path: string): Promise<boolean> {

@@ -1,4 +1,4 @@
-import type { ChunkRun } from "../chunk/grid.ts";
+import type { ChunkRun } from "./grid.ts";
 
 /** A contiguous run of chunks that goes through the pipeline as one item. */
 export type Batch = ChunkRun;

@@ -1,6 +1,6 @@
-import { chunkLength } from "../chunk/grid.ts";
-import type { Slab, SlabPool } from "../chunk/slabs.ts";
-import type { ChunkWorkers, Identity, Piece } from "../chunk/workers.ts";
+import { chunkLength } from "./grid.ts";
+import type { Slab, SlabPool } from "./slabs.ts";
+import type { ChunkWorkers, Identity, Piece } from "./workers.ts";
 import type { DiskSource } from "../disk/disk.ts";
 import type { Batch } from "./batches.ts";
 
@@ -23,10 +23,12 @@ export type Fetched = FetchedData | FetchedZeros;
 
 /**
  * Reads a batch into a slab and has the workers look at it. The slab passes to the caller with the result.
+ *
+ * @param disk its size decides how long the last chunk is.
  */
 export async function fetchBatch(
   batch: Batch,
-  disk: DiskSource,
+  disk: Pick<DiskSource, "size" | "read">,
   chunkSize: number,
   slabs: SlabPool,
   workers: ChunkWorkers,
