@@ -2,7 +2,7 @@ import { stat } from "node:fs/promises";
 import type { DiskTarget } from "../disk/disk.ts";
 import { createRawFile, openExistingTarget, openRawDisk } from "../disk/raw-target.ts";
 import { AppError } from "../errors.ts";
-import { createQcow2 } from "../image/qcow2-target.ts";
+import { createImage, type ImageFormat } from "../image/image-target.ts";
 import { openNbdDisk } from "../nbd/read-write.ts";
 import { openNbdTarget } from "../nbd/target.ts";
 import { isNbdUri, parseNbdUri } from "../nbd/uri.ts";
@@ -17,10 +17,11 @@ export interface OpenedTarget {
   close(): Promise<void>;
 }
 
-const QCOW2 = "qcow2:";
+/** `qcow2:PATH`, `vmdk:PATH`. */
+const IMAGE = /^(qcow2|vmdk):(.*)$/s;
 
 /**
- * Opens what `--to` names: `qcow2:PATH`, an NBD URI, a block device, or a path for a raw file.
+ * Opens what `--to` names: `qcow2:PATH`, `vmdk:PATH`, an NBD URI, a block device, or a path for a raw file.
  *
  * @param size of the disk to come, bytes.
  * @throws AppError E_TARGET_EXISTS, E_TARGET_SIZE, E_TARGET_FORCE (usage), and those of the target itself.
@@ -31,7 +32,8 @@ export async function openTarget(
   options: { readonly force: boolean },
   signal: AbortSignal,
 ): Promise<OpenedTarget> {
-  if (text.startsWith(QCOW2)) return await createQcow2(text.slice(QCOW2.length), size, options, signal);
+  const [, format, path] = IMAGE.exec(text) ?? [];
+  if (format !== undefined) return await createImage(format as ImageFormat, path!, size, options, signal);
   if (isNbdUri(text)) return await openNbd(text, size, signal);
   const device = await isBlockDevice(text);
   if (device) expectForce(text, options.force);
@@ -67,7 +69,7 @@ export async function openInPlace(
     return { ...disk, close: () => disk.target.close() };
   }
   if (bitmap !== undefined) throw inPlaceError("--bitmap needs an NBD target, which has bitmaps");
-  if (text.startsWith(QCOW2)) {
+  if (IMAGE.test(text)) {
     throw inPlaceError(`${text} cannot be changed in place; export it with qemu-nbd and give its NBD URI`);
   }
   if (await isBlockDevice(text)) expectForce(text, options.force);

@@ -94,6 +94,38 @@ test("qcow2 of a disk of odd size ends in zeros up to the sector", async () => {
   await qemuImg("compare", "-q", "-f", "raw", "-F", "qcow2", padded, target);
 });
 
+test("export: raw, qcow2 and vmdk under the names that were asked for, and nothing else", async () => {
+  await backUpRaw(repository, image);
+  for (const format of ["raw", "qcow2", "vmdk"] as const) {
+    const target = join(folder, `web.${format}-export`);
+    await repository.json("export", "web", "--to", format, target);
+    await qemuImg("compare", "-q", "-f", "raw", "-F", format, image, target);
+    expect((await stat(target)).blocks * 512).toBeLessThanOrEqual(7 * MiB);
+  }
+  const vmdk = join(folder, "web.vmdk-export");
+  await qemuImg("check", "-q", "-f", "vmdk", vmdk);
+  const head = (await readFile(vmdk)).subarray(0, 64 * KiB).toString("latin1");
+  expect(head).toContain(` ${SIZE / 512} SPARSE "web.vmdk-export"\n`);
+  expect(head).not.toContain(".partial");
+  const again = await repository.run("export", "web", "--to", "vmdk", vmdk);
+  expect(again).toMatchObject({ code: 2 });
+  const files = ["web.qcow2-export", "web.raw", "web.raw-export", "web.vmdk-export"];
+  expect((await readdir(folder)).sort()).toEqual(files);
+});
+
+test("a vmdk of odd size, under a name that no descriptor can hold, over one that is there", async () => {
+  const odd = join(folder, "odd.raw");
+  await makeImage(odd, { size: MiB + 17, seed: 5, parts: [{ kind: "random", length: MiB + 17 }] });
+  await backUpFile(repository, odd);
+  const refused = await repository.run("export", "web", "--to", "vmdk", join(folder, 'a"b.vmdk'));
+  expect(refused).toMatchObject({ code: 2 });
+  const target = await garbage("odd.vmdk", 100);
+  await repository.json("export", "web", "--to", "vmdk", target, "--force");
+  await truncate(odd, MiB + 512);
+  await qemuImg("compare", "-q", "-f", "raw", "-F", "vmdk", odd, target);
+  expect((await readdir(folder)).sort()).toEqual(["odd.raw", "odd.vmdk", "web.raw"]);
+});
+
 test("an NBD target full of garbage: zeros are written, what lies behind the disk's end stays", async () => {
   await backUpRaw(repository, image);
   const raw = await garbage("target.raw", SIZE + MiB);

@@ -8,12 +8,16 @@ import { runProgram, startProgram, type RunningProgram } from "../flow/programs.
 import { pause } from "../flow/retry.ts";
 import { openNbdTarget } from "../nbd/target.ts";
 import { parseNbdUri } from "../nbd/uri.ts";
+import { expectVmdkName, renameVmdk } from "./vmdk-name.ts";
 
 /** How long qemu-nbd may take to listen, in milliseconds. */
 const START_MS = 20_000;
 
-/** A new qcow2 image that is written through qemu-nbd and gets its name when it is finished. */
-export interface Qcow2Target {
+/** Formats of images that QEMU's tools make and we write through them. */
+export type ImageFormat = "qcow2" | "vmdk";
+
+/** A new image that is written through qemu-nbd, without a copy on the way, and gets its name when it is finished. */
+export interface ImageTarget {
   readonly disk: DiskTarget;
   /** Flushes, ends qemu-nbd, and publishes the image. */
   finish(signal: AbortSignal): Promise<void>;
@@ -22,17 +26,19 @@ export interface Qcow2Target {
 }
 
 /**
- * Creates `path` as qcow2 of `size` bytes, which gets its name by `finish`.
+ * Creates `path` as an image of `size` bytes, which gets its name by `finish`. A vmdk is of one sparse file
+ * ("monolithicSparse").
  *
  * @param options force: replace an existing file, as `PartialFile.create` does.
  * @throws AppError as `PartialFile.create`; E_PROGRAM_MISSING (usage), E_PROGRAM (source).
  */
-export async function createQcow2(
+export async function createImage(
+  format: ImageFormat,
   path: string,
   size: number,
   options: { readonly force: boolean },
   signal: AbortSignal,
-): Promise<Qcow2Target> {
+): Promise<ImageTarget> {
   const file = await PartialFile.create(resolve(path), options); // qemu takes "a:b" for a protocol, "/a:b" for a path
   const folder = await mkdtemp(join(tmpdir(), "blockhaul-"));
   let server: RunningProgram | undefined;
@@ -47,16 +53,17 @@ export async function createQcow2(
     await file.close();
   };
   try {
-    // qcow2 holds whole sectors only
+    if (format === "vmdk") expectVmdkName(file);
+    // both formats hold whole sectors only
     await runProgram(
       "qemu-img",
-      ["create", "-q", "-f", "qcow2", file.path, String(Math.ceil(size / 512) * 512)],
+      ["create", "-q", "-f", format, file.path, String(Math.ceil(size / 512) * 512)],
       signal,
     );
     const socket = join(folder, "nbd.sock");
     server = startProgram("qemu-nbd", [
       "-f",
-      "qcow2",
+      format,
       "-k",
       socket,
       "-x",
@@ -79,6 +86,7 @@ export async function createQcow2(
   const finish = async (): Promise<void> => {
     await opened.flush(signal);
     await stop();
+    if (format === "vmdk") await renameVmdk(file);
     await file.publish();
   };
   return { disk: freshDisk(opened, path), finish, close };
