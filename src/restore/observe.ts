@@ -131,7 +131,7 @@ export class DiskObserver {
 
   #vouch(from: number, to: number): void {
     const { size, chunkSize } = this.#geometry;
-    this.bytesVouched += Math.min(to * chunkSize, size) - from * chunkSize;
+    this.bytesVouched += Math.min(to * chunkSize, size) - Math.min(from * chunkSize, size);
   }
 
   async #next(): Promise<ChunkRun | undefined> {
