@@ -4,7 +4,9 @@ import type { Extent } from "../../../src/disk/disk.ts";
 import type { ManifestDisk } from "../../../src/repository/manifest.ts";
 import { restoreInPlace, type InPlaceDisk } from "../../../src/restore/in-place.ts";
 import type { ObjectStore } from "../../../src/store/store.ts";
+import { Backups } from "../../support/backups.ts";
 import { HookedStore } from "../../support/hooked-store.ts";
+import { memoryRepository } from "../../support/memory-repository.ts";
 import { allocation, dirtySince, noise, RandomDisk } from "../../support/random-disk.ts";
 import { MemoryTarget, ScriptedDisk } from "../../support/scripted-disk.ts";
 import { seeded } from "../../support/seeded.ts";
@@ -125,6 +127,8 @@ test("a target that is larger keeps what lies behind the disk's end, also in the
   await putRight(backups, manifest.disks[0]!, place);
   const behind = chunksOf(6, 7).subarray(700);
   expectSame(place.target.bytes, Buffer.concat([bytes, behind]));
+  const again = await putRight(backups, manifest.disks[0]!, place);
+  expect(again).toMatchObject({ bytesRead: bytes.length, chunksFetched: 0, bytesWritten: 0 });
 });
 
 test("a run that was stopped half-way is completed by the next", async () => {
@@ -164,6 +168,17 @@ test("damage counts only where it is needed, and is named then", async () => {
     kind: "corrupt",
     context: { slot: 3 },
   });
+});
+
+test("an encrypted repository names chunks otherwise, and they are compared by those names", async () => {
+  const repository = memoryRepository({ encrypted: true });
+  const backups = Object.assign(await Backups.start(repository), { store: repository.store });
+  const disk = diskOf([1, 2, 0, 3]);
+  const { manifest } = await backups.backup([disk]);
+  const place = placeOf(chunksOf(1, 9, 0, 3));
+  const stats = await putRight(backups, manifest.disks[0]!, place);
+  expectSame(place.target.bytes, disk.bytes);
+  expect(stats).toMatchObject({ chunksFetched: 1, bytesWritten: CHUNK, bytesZero: 0 });
 });
 
 test("a target that cannot be read ends it, and nothing is written", async () => {
