@@ -152,9 +152,12 @@ test.each([false, true])(
     expect(bytes.length).toBeGreaterThan(4 * CHUNK);
     const [pack] = await readdir(join(kept.folder, "packs"));
     const layer = `layers/${manifest.disks[0]!.layers[0]!.layer}`;
+    const tail = (await readFile(join(kept.folder, layer))).subarray(-16);
+    const footerAt = -16 - tail.readUInt32LE(0);
     const places: readonly (readonly [string, number])[] = [
       [layer, 40],
-      [layer, -40],
+      [layer, footerAt],
+      [layer, footerAt + 20], // where its first segment begins: every chunk would go elsewhere
       [packKey(pack!), 16],
       [packKey(pack!), -130],
     ];
