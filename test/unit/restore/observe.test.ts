@@ -61,7 +61,9 @@ test("more windows than the reads under way: an abort ends them with its reason"
   const reason = new Error("stop");
   let reads = 0;
   const source = new ScriptedDisk("target", bytes, {
-    onRead: () => void (++reads === 2 && run.abort(reason)),
+    onRead: () => {
+      if (++reads === 2) run.abort(reason);
+    },
   });
   const tools = (await newBackups()).tools();
   const geometry = { size: bytes.length, chunkSize: CHUNK };
