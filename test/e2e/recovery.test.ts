@@ -2,7 +2,7 @@ import { execFile } from "node:child_process";
 import { hash } from "node:crypto";
 import { readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { KiB, MiB } from "../../src/bytes/size.ts";
 import { createRepository, type Repository } from "../../src/repository/config.ts";
 import type { Manifest } from "../../src/repository/manifest.ts";
@@ -15,6 +15,9 @@ import { firstKey } from "../support/passwords.ts";
 import { noise, RandomDisk } from "../support/random-disk.ts";
 import { ScriptedDisk } from "../support/scripted-disk.ts";
 import { seeded } from "../support/seeded.ts";
+
+// many runs of a program, each of which derives a key from a password, which a busy machine may take its time for
+vi.setConfig({ testTimeout: 180_000 });
 
 const SCRIPT = resolve(import.meta.dirname, "../../deploy/recovery/restore.py");
 const CHUNK = 64 * KiB;
