@@ -10,7 +10,7 @@ import { LayerWriter, storeLayer } from "../../src/repository/layer-writer.ts";
 import { newUuid } from "../../src/repository/names.ts";
 import type { PackRef } from "../../src/repository/pack-directory.ts";
 import { DirectoryStore } from "../../src/store/directory.ts";
-import type { PruneReport } from "../../src/upkeep/prune/prune.ts";
+import type { PruneReport } from "../../src/upkeep/prune/prune-report.ts";
 import { testManifest } from "../support/manifests.ts";
 import { simulateDisk } from "../support/simulated-disk.ts";
 import { atMost, type Finding, inFolder, measure, note } from "./harness.ts";

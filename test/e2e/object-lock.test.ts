@@ -6,7 +6,7 @@ import { MiB } from "../../src/bytes/size.ts";
 import { extendLocks } from "../../src/repository/object-lock.ts";
 import { openRepository } from "../../src/repository/config.ts";
 import { openStore } from "../../src/store/open.ts";
-import type { PruneReport } from "../../src/upkeep/prune/prune.ts";
+import type { PruneReport } from "../../src/upkeep/prune/prune-report.ts";
 import { backUpFile } from "../support/exported-images.ts";
 import { runPrune } from "../support/prunes.ts";
 import { temporaryFolder } from "../support/folder.ts";

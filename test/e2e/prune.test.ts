@@ -4,7 +4,7 @@ import { expect, test, vi } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import type { CondemnedRecord } from "../../src/repository/condemned.ts";
 import { encodeRecord } from "../../src/repository/record.ts";
-import type { PruneReport } from "../../src/upkeep/prune/prune.ts";
+import type { PruneReport } from "../../src/upkeep/prune/prune-report.ts";
 import { backUpFile, keepTruth } from "../support/exported-images.ts";
 import { temporaryFolder } from "../support/folder.ts";
 import { compareFiles, makeImage } from "../support/images.ts";
