@@ -1,0 +1,212 @@
+import { KiB, MiB } from "../bytes/size.ts";
+import { SlabPool } from "../chunk/slabs.ts";
+import { AppError } from "../errors.ts";
+import { Budget } from "../flow/budget.ts";
+import { retry, type RetryPolicy } from "../flow/retry.ts";
+import { BlockCache } from "../repository/block-cache.ts";
+import type { PackRef } from "../repository/pack-directory.ts";
+import type { ReadTools } from "../repository/read-tools.ts";
+import { SharedCalls } from "../repository/shared-calls.ts";
+import { openSpan } from "../restore/open-span.ts";
+import { spans, type Span, type SpanLimits, type WantedBlob } from "../restore/spans.ts";
+import { whenAllAborted } from "./all-aborted.ts";
+
+/** A chunk of a disk that holds data, and where it lives. */
+export interface WantedChunk {
+  readonly chunk: number;
+  readonly packRef: PackRef;
+  readonly slot: number;
+}
+
+/** A disk whose chunks are wanted. */
+export interface ChunkOwner {
+  /** Tells the disks apart that share the memory. */
+  readonly key: string;
+  /** Bytes of the chunk, which may be short at the end of the disk. */
+  lengthOf(chunk: number): number;
+}
+
+/** What somebody waits for decides who goes first: a read, or what will probably be read next. */
+export type Urgency = "now" | "ahead";
+
+export interface OpenedChunksOptions {
+  /** Most bytes of chunks that are kept in memory while nobody reads them. */
+  readonly cacheBytes: number;
+  /** Bytes; of the repository. */
+  readonly chunkSize: number;
+  /** How long trouble of the store is sat out. */
+  readonly retry: RetryPolicy;
+}
+
+/** Ranged GETs under way at once: random reads wait for the store most of their time. */
+const GETS = 16;
+/** Of these, how many may be for what nobody waits for yet. */
+const GETS_AHEAD = 10;
+/** Most bytes of one GET, but for a chunk that is larger: a reader waits for all of it. */
+const GET_MAX = 2 * MiB;
+
+/** A chunk that a fetch is for. */
+interface Order extends WantedChunk {
+  /** Aborted when nobody wants it any more. */
+  readonly signal: AbortSignal;
+  readonly resolve: (bytes: Uint8Array) => void;
+  readonly reject: (reason: unknown) => void;
+}
+
+/**
+ * Opened chunks of served disks: fetched from their packs, checked down to their ids, kept up to a bound, the least
+ * recently used given up first. Readers who want the same chunk share one fetch; neighbours in a pack that are asked
+ * for together come with one GET. A fetch is given up when nobody waits for it any more.
+ */
+export class OpenedChunks {
+  readonly #tools: ReadTools;
+  readonly #policy: RetryPolicy;
+  readonly #cache: BlockCache;
+  readonly #calls = new SharedCalls<Uint8Array>();
+  readonly #limits: SpanLimits;
+  readonly #slabs: { readonly stored: SlabPool; readonly raw: SlabPool };
+  readonly #ahead = new Budget(GETS_AHEAD);
+
+  constructor(tools: ReadTools, { cacheBytes, chunkSize, retry: policy }: OpenedChunksOptions) {
+    this.#tools = tools;
+    this.#policy = policy;
+    this.#cache = new BlockCache(cacheBytes);
+    const rawMax = Math.max(GET_MAX, chunkSize);
+    this.#limits = { storedMax: rawMax + 64 * KiB, rawMax, gapMax: 128 * KiB };
+    this.#slabs = {
+      stored: new SlabPool(this.#limits.storedMax, GETS),
+      raw: new SlabPool(this.#limits.rawMax, GETS),
+    };
+  }
+
+  /** A chunk that is in memory; it must not be changed. */
+  kept(owner: ChunkOwner, chunk: number): Uint8Array | undefined {
+    return this.#cache.get(keyOf(owner, chunk)) as Uint8Array | undefined;
+  }
+
+  /**
+   * Fetches chunks, or joins who fetches them already.
+   *
+   * @returns one promise for each, in order, which must not be changed. Each ends soon after the signal is aborted.
+   * @throws AppError (in the promises) of kind corrupt for that chunk alone; unavailable when the store did not
+   *   answer in the time that the policy gives it.
+   */
+  obtain(
+    owner: ChunkOwner,
+    wanted: readonly WantedChunk[],
+    urgency: Urgency,
+    signal: AbortSignal,
+  ): Promise<Uint8Array>[] {
+    const orders = new Map<string, Order[]>();
+    const results = wanted.map((one) =>
+      this.#calls.join(keyOf(owner, one.chunk), signal, async (shared) => {
+        const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
+        const order: Order = { ...one, signal: shared, resolve, reject };
+        const ofPack = orders.get(one.packRef.pack);
+        if (ofPack === undefined) orders.set(one.packRef.pack, [order]);
+        else ofPack.push(order);
+        return await promise;
+      }),
+    );
+    for (const ofPack of orders.values()) void this.#fetchPack(owner, ofPack, urgency);
+    return results;
+  }
+
+  /** Never rejects: the orders hear of failures. */
+  async #fetchPack(owner: ChunkOwner, orders: readonly Order[], urgency: Urgency): Promise<void> {
+    try {
+      const { packRef } = orders[0]!;
+      const signal = signalOf(orders);
+      const { directories } = this.#tools;
+      const directory = await retry(this.#policy, signal, () => directories.get(packRef, signal));
+      const sorted = orders.toSorted((a, b) => a.slot - b.slot || a.chunk - b.chunk);
+      const part = {
+        packRef,
+        slots: sorted.map(({ slot }) => slot),
+        chunks: sorted.map(({ chunk }) => chunk),
+      };
+      const byChunk = new Map(orders.map((order) => [order.chunk, order]));
+      const fetches = [...spans(part, directory, this.#limits)].map((span) =>
+        this.#fetchSpan(owner, span, byChunk, urgency),
+      );
+      await Promise.all(fetches);
+    } catch (error) {
+      for (const order of orders) order.reject(error);
+    }
+  }
+
+  async #fetchSpan(
+    owner: ChunkOwner,
+    span: Span,
+    orders: ReadonlyMap<number, Order>,
+    urgency: Urgency,
+  ): Promise<void> {
+    const own = span.blobs.flatMap(({ chunks }) => chunks.map((chunk) => orders.get(chunk)!));
+    const signal = signalOf(own);
+    try {
+      const wait = urgency === "ahead" ? await this.#ahead.take(1, signal) : undefined;
+      try {
+        await retry(this.#policy, signal, () => this.#open(owner, span, orders, signal));
+      } finally {
+        wait?.();
+      }
+    } catch (error) {
+      const damaged = error instanceof AppError && error.kind === "corrupt";
+      if (!damaged || span.blobs.length === 1) for (const order of own) order.reject(error);
+      else
+        await Promise.all(span.blobs.map((blob) => this.#fetchSpan(owner, alone(span, blob), orders, "now")));
+    }
+  }
+
+  async #open(
+    owner: ChunkOwner,
+    span: Span,
+    orders: ReadonlyMap<number, Order>,
+    signal: AbortSignal,
+  ): Promise<void> {
+    checkLengths(owner, span);
+    const { slab, blobs } = await openSpan(span, this.#tools, this.#slabs, signal);
+    try {
+      for (const { at, length, chunks } of blobs) {
+        const bytes = Buffer.allocUnsafeSlow(length);
+        bytes.set(slab.bytes.subarray(at, at + length));
+        for (const chunk of chunks) {
+          this.#cache.set(keyOf(owner, chunk), bytes, length);
+          orders.get(chunk)!.resolve(bytes);
+        }
+      }
+    } finally {
+      slab.release();
+    }
+  }
+}
+
+function keyOf(owner: ChunkOwner, chunk: number): string {
+  return `${owner.key}#${chunk}`;
+}
+
+function signalOf(orders: readonly Order[]): AbortSignal {
+  return whenAllAborted(orders.map(({ signal }) => signal));
+}
+
+/** Damage in one blob must not take its neighbours along. */
+function alone(span: Span, blob: WantedBlob): Span {
+  const { directory } = span;
+  return {
+    ...span,
+    offset: directory.offsetOf(blob.slot),
+    length: directory.storedLength(blob.slot),
+    blobs: [blob],
+  };
+}
+
+/** A blob must be exactly as long as every chunk it stands for; only the disk's last chunk may be short. */
+function checkLengths(owner: ChunkOwner, { pack, directory, blobs }: Span): void {
+  for (const { slot, chunks } of blobs) {
+    const rawLength = directory.rawLength(slot);
+    const chunk = chunks.find((one) => owner.lengthOf(one) !== rawLength);
+    if (chunk === undefined) continue;
+    const message = `Slot ${slot} of pack ${pack} does not fit chunk ${chunk}`;
+    throw new AppError("corrupt", "E_CHUNK_LENGTH", message, { pack, slot, rawLength });
+  }
+}
