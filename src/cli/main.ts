@@ -15,6 +15,7 @@ import { pruneCommand } from "./commands/prune.ts";
 import { repairCommand } from "./commands/repair.ts";
 import { restoreCommand } from "./commands/restore.ts";
 import { restoreGenerationCommand } from "./commands/restore-generation.ts";
+import { serveCommand } from "./commands/serve.ts";
 import { showCommand } from "./commands/show.ts";
 import { statsCommand } from "./commands/stats.ts";
 import { verifyCommand } from "./commands/verify.ts";
@@ -55,6 +56,7 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
     showCommand(),
     restoreCommand(),
     exportCommand(),
+    serveCommand(),
     verifyCommand(),
     repairCommand(),
     statsCommand(),

@@ -76,6 +76,7 @@ Examples:
 /** How a command that reads a generation says who it is. */
 export function pinOptions({ output }: CliContext): PinOptions {
   return {
+    purpose: "restore",
     host: thisProcess().host,
     writer: `blockhaul ${packageVersion()}`,
     unpinned: (message) => output.info(message),

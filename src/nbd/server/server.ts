@@ -6,8 +6,14 @@ import type { ServedDisk } from "./served-disk.ts";
 import { Session } from "./session.ts";
 import type { ServerTls } from "./tls.ts";
 
-/** Where a server listens. Port 0 means any free one. */
-export type ServerPlace = { readonly path: string } | { readonly host: string; readonly port: number };
+/** An address that clients can be told. */
+type Address = { readonly path: string } | { readonly host: string; readonly port: number };
+
+/**
+ * Where a server listens. Port 0 means any free one. `fd`: a socket that listens already, by systemd for one; nobody can
+ * ask it for the path of a Unix socket, which `path` tells.
+ */
+export type ServerPlace = Address | { readonly fd: number; readonly path?: string };
 
 export interface NbdServerOptions {
   /** With it, nothing is served in clear text. */
@@ -42,10 +48,10 @@ const DEFAULTS = {
 export class NbdServer {
   readonly #server: Server;
   readonly #sessions: ReadonlySet<Session>;
-  readonly #place: ServerPlace;
+  readonly #place: Address;
   readonly #tls: boolean;
 
-  private constructor(server: Server, sessions: ReadonlySet<Session>, place: ServerPlace, tls: boolean) {
+  private constructor(server: Server, sessions: ReadonlySet<Session>, place: Address, tls: boolean) {
     this.#server = server;
     this.#sessions = sessions;
     this.#place = place;
@@ -76,14 +82,13 @@ export class NbdServer {
     });
     server.maxConnections = connectionsMax;
     try {
-      server.listen(where);
+      server.listen("fd" in where ? { fd: where.fd } : where);
       await once(server, "listening");
     } catch (error) {
       throw cannotListen(where, error);
     }
     server.on("error", onError); // accepting failed, out of file descriptors for one; the next may go well
-    const address = server.address() as AddressInfo | string;
-    const place = "path" in where ? where : { host: where.host, port: (address as AddressInfo).port };
+    const place = addressOf(where, server.address());
     return new NbdServer(server, sessions, place, tls !== undefined);
   }
 
@@ -110,8 +115,21 @@ export class NbdServer {
   }
 }
 
+function addressOf(where: ServerPlace, bound: AddressInfo | string | null): Address {
+  if ("fd" in where) {
+    if (bound !== null && typeof bound === "object") return { host: bound.address, port: bound.port };
+    return { path: where.path ?? "" };
+  }
+  return "path" in where ? where : { host: where.host, port: (bound as AddressInfo).port };
+}
+
 function cannotListen(where: ServerPlace, error: unknown): AppError {
-  const place = "path" in where ? where.path : `${where.host}:${where.port}`;
+  const place =
+    "fd" in where
+      ? `file descriptor ${where.fd}`
+      : "path" in where
+        ? where.path
+        : `${where.host}:${where.port}`;
   const hint =
     systemCode(error) === "EADDRINUSE"
       ? `${place} is taken; stop what listens there, or remove the socket if nothing does`

@@ -22,7 +22,12 @@ import { diskOf, expectSame, newBackups, numbers, unchangedDisk } from "../backu
 const never = new AbortController().signal;
 const lookup: PinLookup = { graceMs: 24 * 3_600_000, isGone: () => false };
 const details = { reason: null, host: "alpha", writer: "blockhaul 0" } as const;
-const pinning = { host: "alpha", writer: "blockhaul 0", unpinned: () => undefined };
+const pinning = {
+  purpose: "restore" as const,
+  host: "alpha",
+  writer: "blockhaul 0",
+  unpinned: () => undefined,
+};
 const gone = new AppError("unavailable", "E_STORE", "The bucket does not answer");
 
 const none = {

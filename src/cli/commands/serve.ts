@@ -1,0 +1,196 @@
+import { once } from "node:events";
+import { isIP } from "node:net";
+import { resolve } from "node:path";
+import { Command, Option } from "commander";
+import { formatSize, parseSize } from "../../bytes/size.ts";
+import { AppError } from "../../errors.ts";
+import { DEFAULT_PORT } from "../../nbd/constants.ts";
+import type { ServedDisk } from "../../nbd/server/served-disk.ts";
+import { NbdServer, type ServerPlace } from "../../nbd/server/server.ts";
+import type { ServerTls } from "../../nbd/server/tls.ts";
+import { certificatesIn, pskKeysIn } from "../../nbd/server/tls-files.ts";
+import type { ManifestDisk, StoredManifest } from "../../repository/manifest.ts";
+import { resolveGeneration } from "../../repository/resolve-generation.ts";
+import { openExports } from "../../serve/exports.ts";
+import { removeStaleSocket } from "../../serve/stale-socket.ts";
+import { withStandingPin } from "../../serve/standing-pin.ts";
+import { TroubleLog } from "../../serve/trouble-log.ts";
+import { action, type CliContext } from "../action.ts";
+import { activatedSocket } from "../activation.ts";
+import { packageVersion, thisProcess } from "../process.ts";
+import { withSession, type RepositoryFlags, type Session } from "../session.ts";
+import { pickDisk } from "./restore.ts";
+
+interface Flags extends RepositoryFlags {
+  readonly disk: readonly string[];
+  readonly socket?: string;
+  readonly listen?: string;
+  readonly cacheMemory: string;
+  readonly tlsCertificates?: string;
+  readonly tlsVerifyClient?: boolean;
+  readonly tlsPsk?: string;
+}
+
+const LOOPBACK = "127.0.0.1";
+
+export function serveCommand(): Command {
+  return new Command("serve")
+    .summary("serve disks of a generation over NBD")
+    .description(
+      `Serves disks of a generation as NBD exports, straight from the repository: nothing is copied first. Each disk is an
+export of its name; a single one is the default export too. Prints their URIs when it is ready, and serves until it is
+asked to end by SIGINT or SIGTERM.`,
+    )
+    .argument(
+      "<generation>",
+      "an id, a unique prefix of one, latest, NAME, NAME@latest, or NAME@2026-11-22T03:00Z",
+    )
+    .option("--disk <NAME>", "this disk only; repeat for several", collect, [])
+    .addOption(new Option("--socket <PATH>", "listen on a Unix socket").conflicts("listen"))
+    .option(
+      "--listen <[ADDR:]PORT>",
+      `listen on TCP; without --socket, systemd's socket or, without that, ${LOOPBACK}:${DEFAULT_PORT}`,
+    )
+    .option("--cache-memory <SIZE>", "memory for chunks that were read", "256MiB")
+    .addOption(
+      new Option(
+        "--tls-certificates <DIR>",
+        "serve only by TLS, with server-cert.pem and server-key.pem",
+      ).conflicts("tlsPsk"),
+    )
+    .option("--tls-verify-client", "let in only who has a certificate that DIR's ca-cert.pem signed")
+    .option("--tls-psk <FILE>", 'serve only by TLS, to who has a key in this file of lines "user:hex"')
+    .addHelpText(
+      "after",
+      `
+Examples:
+  blockhaul serve -r s3://my-bucket/vms web --socket /run/web.sock
+  blockhaul serve -r /backup/vms db@2026-11-22T03:00Z --disk vda --disk vdb --listen 10810
+  blockhaul serve -r /backup/vms web --listen 192.0.2.7:10809 --tls-certificates /etc/pki/qemu`,
+    )
+    .action(
+      action(async (cli, command) => {
+        const flags = command.optsWithGlobals<Flags>();
+        const place = placeOf(flags);
+        const tls = await tlsOf(flags);
+        const cacheBytes = parseSize(flags.cacheMemory);
+        await withSession(flags, cli, async (session) => {
+          const { signal } = cli.run;
+          const manifest = await resolveGeneration(session.repository, command.args[0]!, signal);
+          const disks = disksOf(manifest, flags.disk);
+          const pin = {
+            purpose: "serve" as const,
+            host: thisProcess().host,
+            writer: `blockhaul ${packageVersion()}`,
+            unpinned: (message: string) => cli.output.info(message),
+            warn: (message: string) => cli.output.warn(message),
+          };
+          await withStandingPin(session.repository, manifest, pin, signal, () =>
+            serve({ manifest, disks, place, tls, cacheBytes }, session, cli),
+          );
+        });
+      }),
+    );
+}
+
+interface Serving {
+  readonly manifest: StoredManifest;
+  readonly disks: readonly ManifestDisk[];
+  readonly place: ServerPlace;
+  readonly tls: ServerTls | undefined;
+  readonly cacheBytes: number;
+}
+
+/** Serves until the run is asked to end, which is how it is meant to end: no failure. */
+async function serve(
+  { manifest, disks, place, tls, cacheBytes }: Serving,
+  session: Session,
+  { output, run }: CliContext,
+): Promise<void> {
+  const { signal } = run;
+  const exports = await openExports(session, manifest, disks, cacheBytes, signal);
+  try {
+    if ("path" in place && !("fd" in place)) await removeStaleSocket(place.path);
+    const trouble = new TroubleLog((message) => output.warn(message));
+    const server = await NbdServer.listen(exports.disks, place, {
+      ...(tls !== undefined && { tls }),
+      onError: (error) => trouble.note(error),
+    });
+    try {
+      if (!isPrivate(place) && tls === undefined) {
+        output.warn(
+          "Whoever reaches this port can read the disks: there is no TLS (--tls-certificates, --tls-psk)",
+        );
+      }
+      sayReady(manifest, exports.disks, server, output);
+      if (!signal.aborted) await once(signal, "abort");
+    } finally {
+      await server.close();
+    }
+  } finally {
+    await exports.close();
+  }
+}
+
+function sayReady(
+  manifest: StoredManifest,
+  disks: ReadonlyMap<string, ServedDisk>,
+  server: NbdServer,
+  output: CliContext["output"],
+): void {
+  const exports = [...disks].map(([name, disk]) => ({
+    disk: name,
+    uri: server.uri(name),
+    size: disk.size,
+    writable: !disk.readOnly,
+  }));
+  output.result({ generation: manifest.generation, source: manifest.source, pid: process.pid, exports }, () =>
+    exports.map(({ uri }) => uri).join("\n"),
+  );
+  for (const { disk, size, writable } of exports) {
+    output.info(
+      `Serving ${disk} of ${manifest.source}, generation ${manifest.generation}: ${formatSize(size)}, ` +
+        `${writable ? "writable" : "read-only"}; Ctrl-C ends it`,
+    );
+  }
+}
+
+/** In the order in which the generation has them. @throws AppError E_NO_DISK (notFound). */
+function disksOf({ disks, generation }: StoredManifest, names: readonly string[]): readonly ManifestDisk[] {
+  const picked = new Set(names.map((name) => pickDisk(disks, name, generation)));
+  return picked.size === 0 ? disks : disks.filter((disk) => picked.has(disk));
+}
+
+/** @throws AppError E_LISTEN (usage). */
+function placeOf({ socket, listen }: Flags): ServerPlace {
+  if (socket !== undefined) return { path: resolve(socket) };
+  if (listen === undefined) return activatedSocket(process.env) ?? { host: LOOPBACK, port: DEFAULT_PORT };
+  const match = /^(?:(.*):)?(\d{1,5})$/.exec(listen);
+  const host = (match?.[1] ?? "").replace(/^\[(.*)\]$/, "$1") || LOOPBACK;
+  const port = Number(match?.[2] ?? Number.NaN);
+  if (port <= 65_535 && (isIP(host) > 0 || host === "localhost")) return { host, port };
+  throw new AppError(
+    "usage",
+    "E_LISTEN",
+    `Not an address to listen on: "${listen}"; write PORT, ADDR:PORT or [ADDR]:PORT with an IP address`,
+  );
+}
+
+/** Out of other machines' reach, as far as the place itself tells. */
+function isPrivate(place: ServerPlace): boolean {
+  if (!("host" in place)) return true;
+  return place.host === "localhost" || place.host === "::1" || place.host.startsWith("127.");
+}
+
+/** @throws AppError E_NBD_TLS_FILES, E_TLS_FLAGS (usage). */
+async function tlsOf(flags: Flags): Promise<ServerTls | undefined> {
+  const verify = flags.tlsVerifyClient === true;
+  if (flags.tlsPsk !== undefined) return await pskKeysIn(flags.tlsPsk);
+  if (flags.tlsCertificates !== undefined) return await certificatesIn(flags.tlsCertificates, verify);
+  if (!verify) return undefined;
+  throw new AppError("usage", "E_TLS_FLAGS", "--tls-verify-client needs --tls-certificates DIR");
+}
+
+function collect(value: string, previous: readonly string[]): readonly string[] {
+  return [...previous, value];
+}
