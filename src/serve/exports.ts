@@ -1,10 +1,14 @@
 import { MiB } from "../bytes/size.ts";
+import { mkdir, stat } from "node:fs/promises";
+import { join } from "node:path";
 import type { RetryPolicy } from "../flow/retry.ts";
 import type { ServedDisk } from "../nbd/server/served-disk.ts";
 import type { Manifest, ManifestDisk } from "../repository/manifest.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import { GenerationDisk } from "./generation-disk.ts";
 import { OpenedChunks } from "./opened-chunks.ts";
+import { OverlayDisk } from "./overlay-disk.ts";
+import { OverlayFile } from "./overlay-file.ts";
 
 /** Disks of a generation, ready to be served under their names. */
 export interface Exports {
@@ -22,30 +26,64 @@ const SERVE_RETRY: RetryPolicy = { attemptsMax: 30, baseMs: 200, waitMaxMs: 5000
 /** Most bytes fetched ahead of one reader, when memory allows. */
 const AHEAD_MAX = 16 * MiB;
 
+export interface ExportOptions {
+  /** Most bytes of chunks that are kept in memory while nobody reads them; the disks share it. */
+  readonly cacheBytes: number;
+  /**
+   * With it the disks can be written: the overlay's file for a single disk; a folder, or what is to become one, for
+   * several, each with a file of its name.
+   */
+  readonly overlay?: string;
+}
+
 /**
- * Opens disks of a generation, which share the memory for chunks.
+ * Opens disks of a generation.
  *
- * @param cacheBytes most bytes of chunks kept in memory while nobody reads them.
- * @throws as `GenerationDisk.open`.
+ * @throws as `GenerationDisk.open` and `OverlayFile.open`.
  */
 export async function openExports(
   tools: ReadTools,
   manifest: Manifest,
   disks: readonly ManifestDisk[],
-  cacheBytes: number,
+  { cacheBytes, overlay }: ExportOptions,
   signal: AbortSignal,
 ): Promise<Exports> {
-  const { chunkSize } = tools.repository.config;
+  const { chunkSize, repository } = tools.repository.config;
   const chunks = new OpenedChunks(tools, { cacheBytes, chunkSize, retry: SERVE_RETRY });
   // several readers must not drive out what was fetched ahead for each other
   const options = { aheadBytes: Math.min(AHEAD_MAX, cacheBytes / 16), retry: SERVE_RETRY };
-  const opened = await Promise.all(
-    disks.map((disk) => GenerationDisk.open(tools.repository, manifest, disk, chunks, options, signal)),
-  );
-  return {
-    disks: new Map(disks.map(({ name }, index) => [name, opened[index]!])),
-    close: async () => {
-      await Promise.all(opened.map((disk) => disk.close()));
-    },
+  const served = new Map<string, ServedDisk>();
+  const closing: (() => Promise<void>)[] = [];
+  const close = async (): Promise<void> => {
+    const ends = await Promise.allSettled(closing.map((end) => end()));
+    for (const end of ends) if (end.status === "rejected") throw end.reason;
   };
+  try {
+    const folder = overlay !== undefined && (disks.length > 1 || (await isFolder(overlay)));
+    if (folder) await mkdir(overlay, { recursive: true });
+    for (const disk of disks) {
+      const base = await GenerationDisk.open(tools.repository, manifest, disk, chunks, options, signal);
+      closing.push(() => base.close());
+      if (overlay === undefined) {
+        served.set(disk.name, base);
+        continue;
+      }
+      const identity = { repository, generation: manifest.generation, disk: disk.name, size: disk.size };
+      const path = folder ? join(overlay, `${disk.name}.overlay`) : overlay;
+      const file = await OverlayFile.open(path, identity, signal);
+      closing.push(() => file.close());
+      served.set(disk.name, new OverlayDisk(base, file));
+    }
+  } catch (error) {
+    await close().catch(() => undefined); // what came first is what is told
+    throw error;
+  }
+  return { disks: served, close };
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  return await stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
 }

@@ -11,7 +11,7 @@ import type { ServerTls } from "../../nbd/server/tls.ts";
 import { certificatesIn, pskKeysIn } from "../../nbd/server/tls-files.ts";
 import type { ManifestDisk, StoredManifest } from "../../repository/manifest.ts";
 import { resolveGeneration } from "../../repository/resolve-generation.ts";
-import { openExports } from "../../serve/exports.ts";
+import { openExports, type ExportOptions } from "../../serve/exports.ts";
 import { removeStaleSocket } from "../../serve/stale-socket.ts";
 import { withStandingPin } from "../../serve/standing-pin.ts";
 import { TroubleLog } from "../../serve/trouble-log.ts";
@@ -25,6 +25,7 @@ interface Flags extends RepositoryFlags {
   readonly disk: readonly string[];
   readonly socket?: string;
   readonly listen?: string;
+  readonly overlay?: string;
   readonly cacheMemory: string;
   readonly tlsCertificates?: string;
   readonly tlsVerifyClient?: boolean;
@@ -51,6 +52,10 @@ asked to end by SIGINT or SIGTERM.`,
       "--listen <[ADDR:]PORT>",
       `listen on TCP; without --socket, systemd's socket or, without that, ${LOOPBACK}:${DEFAULT_PORT}`,
     )
+    .option(
+      "--overlay <FILE>",
+      "let the disk be written: what is written goes to FILE (several disks: a folder)",
+    )
     .option("--cache-memory <SIZE>", "memory for chunks that were read", "256MiB")
     .addOption(
       new Option(
@@ -66,6 +71,7 @@ asked to end by SIGINT or SIGTERM.`,
 Examples:
   blockhaul serve -r s3://my-bucket/vms web --socket /run/web.sock
   blockhaul serve -r /backup/vms db@2026-11-22T03:00Z --disk vda --disk vdb --listen 10810
+  blockhaul serve -r /backup/vms web --socket /run/web.sock --overlay /var/lib/web.overlay
   blockhaul serve -r /backup/vms web --listen 192.0.2.7:10809 --tls-certificates /etc/pki/qemu`,
     )
     .action(
@@ -73,7 +79,10 @@ Examples:
         const flags = command.optsWithGlobals<Flags>();
         const place = placeOf(flags);
         const tls = await tlsOf(flags);
-        const cacheBytes = parseSize(flags.cacheMemory);
+        const options = {
+          cacheBytes: parseSize(flags.cacheMemory),
+          ...(flags.overlay !== undefined && { overlay: resolve(flags.overlay) }),
+        };
         await withSession(flags, cli, async (session) => {
           const { signal } = cli.run;
           const manifest = await resolveGeneration(session.repository, command.args[0]!, signal);
@@ -86,7 +95,7 @@ Examples:
             warn: (message: string) => cli.output.warn(message),
           };
           await withStandingPin(session.repository, manifest, pin, signal, () =>
-            serve({ manifest, disks, place, tls, cacheBytes }, session, cli),
+            serve({ manifest, disks, place, tls, options }, session, cli),
           );
         });
       }),
@@ -98,17 +107,17 @@ interface Serving {
   readonly disks: readonly ManifestDisk[];
   readonly place: ServerPlace;
   readonly tls: ServerTls | undefined;
-  readonly cacheBytes: number;
+  readonly options: ExportOptions;
 }
 
 /** Serves until the run is asked to end, which is how it is meant to end: no failure. */
 async function serve(
-  { manifest, disks, place, tls, cacheBytes }: Serving,
+  { manifest, disks, place, tls, options }: Serving,
   session: Session,
   { output, run }: CliContext,
 ): Promise<void> {
   const { signal } = run;
-  const exports = await openExports(session, manifest, disks, cacheBytes, signal);
+  const exports = await openExports(session, manifest, disks, options, signal);
   try {
     if ("path" in place && !("fd" in place)) await removeStaleSocket(place.path);
     const trouble = new TroubleLog((message) => output.warn(message));
