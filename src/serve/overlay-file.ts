@@ -148,7 +148,7 @@ async function create(path: string, identity: OverlayIdentity): Promise<void> {
   const layout = overlayLayout(identity.size, overlayBlockSize(identity.size));
   const temporary = `${path}.incomplete`;
   await rm(temporary, { force: true }); // of one who died here; the lock says that nobody is at it
-  const file = await open(temporary, "wx").catch((error: unknown) => {
+  const file = await open(temporary, "wx", 0o600).catch((error: unknown) => {
     throw openFailed(temporary, error);
   });
   try {

@@ -9,9 +9,11 @@ import type { ServedDisk } from "../../nbd/server/served-disk.ts";
 import { NbdServer, type ServerPlace } from "../../nbd/server/server.ts";
 import type { ServerTls } from "../../nbd/server/tls.ts";
 import { certificatesIn, pskKeysIn } from "../../nbd/server/tls-files.ts";
+import { parseNbdUri } from "../../nbd/uri.ts";
 import type { ManifestDisk, StoredManifest } from "../../repository/manifest.ts";
 import { resolveGeneration } from "../../repository/resolve-generation.ts";
 import { openExports, type ExportOptions } from "../../serve/exports.ts";
+import { qemuArguments, qemuText } from "../../serve/qemu-arguments.ts";
 import { removeStaleSocket } from "../../serve/stale-socket.ts";
 import { withStandingPin } from "../../serve/standing-pin.ts";
 import { TroubleLog } from "../../serve/trouble-log.ts";
@@ -30,9 +32,12 @@ interface Flags extends RepositoryFlags {
   readonly tlsCertificates?: string;
   readonly tlsVerifyClient?: boolean;
   readonly tlsPsk?: string;
+  readonly printQemu?: boolean;
 }
 
 const LOOPBACK = "127.0.0.1";
+/** Where images are, on most hosts; whoever has them elsewhere changes what is printed. */
+const IMAGES = "/var/lib/libvirt/images";
 
 export function serveCommand(): Command {
   return new Command("serve")
@@ -65,6 +70,7 @@ asked to end by SIGINT or SIGTERM.`,
     )
     .option("--tls-verify-client", "let in only who has a certificate that DIR's ca-cert.pem signed")
     .option("--tls-psk <FILE>", 'serve only by TLS, to who has a key in this file of lines "user:hex"')
+    .option("--print-qemu", "also print how QEMU starts on it, and how the disk moves to local storage then")
     .addHelpText(
       "after",
       `
@@ -95,7 +101,11 @@ Examples:
             warn: (message: string) => cli.output.warn(message),
           };
           await withStandingPin(session.repository, manifest, pin, signal, () =>
-            serve({ manifest, disks, place, tls, options }, session, cli),
+            serve(
+              { manifest, disks, place, tls, options, printQemu: flags.printQemu === true },
+              session,
+              cli,
+            ),
           );
         });
       }),
@@ -108,14 +118,12 @@ interface Serving {
   readonly place: ServerPlace;
   readonly tls: ServerTls | undefined;
   readonly options: ExportOptions;
+  readonly printQemu: boolean;
 }
 
 /** Serves until the run is asked to end, which is how it is meant to end: no failure. */
-async function serve(
-  { manifest, disks, place, tls, options }: Serving,
-  session: Session,
-  { output, run }: CliContext,
-): Promise<void> {
+async function serve(serving: Serving, session: Session, { output, run }: CliContext): Promise<void> {
+  const { manifest, disks, place, tls, options } = serving;
   const { signal } = run;
   const exports = await openExports(session, manifest, disks, options, signal);
   try {
@@ -131,7 +139,7 @@ async function serve(
           "Whoever reaches this port can read the disks: there is no TLS (--tls-certificates, --tls-psk)",
         );
       }
-      sayReady(manifest, exports.disks, server, output);
+      sayReady(serving, exports.disks, server, output);
       if (!signal.aborted) await once(signal, "abort");
     } finally {
       await server.close();
@@ -142,24 +150,26 @@ async function serve(
 }
 
 function sayReady(
-  manifest: StoredManifest,
+  { manifest, tls, printQemu }: Serving,
   disks: ReadonlyMap<string, ServedDisk>,
   server: NbdServer,
   output: CliContext["output"],
 ): void {
-  const exports = [...disks].map(([name, disk]) => ({
-    disk: name,
-    uri: server.uri(name),
-    size: disk.size,
-    writable: !disk.readOnly,
-  }));
-  output.result({ generation: manifest.generation, source: manifest.source, pid: process.pid, exports }, () =>
-    exports.map(({ uri }) => uri).join("\n"),
+  const { generation, source } = manifest;
+  const exports = [...disks].map(([disk, { size, readOnly }]) => {
+    const uri = server.uri(disk);
+    const served = { disk, uri, size, writable: !readOnly };
+    const address = parseNbdUri(uri);
+    const qemu = printQemu ? qemuArguments({ ...served, address, tls: tls?.type }, IMAGES) : undefined;
+    return { ...served, ...(qemu && { qemu }) };
+  });
+  output.result({ generation, source, pid: process.pid, exports }, () =>
+    exports.flatMap(({ uri, qemu }) => [uri, ...(qemu === undefined ? [] : [qemuText(qemu)])]).join("\n"),
   );
   for (const { disk, size, writable } of exports) {
+    const how = writable ? "writable" : "read-only";
     output.info(
-      `Serving ${disk} of ${manifest.source}, generation ${manifest.generation}: ${formatSize(size)}, ` +
-        `${writable ? "writable" : "read-only"}; Ctrl-C ends it`,
+      `Serving ${disk} of ${source}, generation ${generation}: ${formatSize(size)}, ${how}; Ctrl-C ends it`,
     );
   }
 }
