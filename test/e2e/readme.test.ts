@@ -1,4 +1,5 @@
-import { execFile, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { execFile, spawn, spawnSync } from "node:child_process";
 import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { existsSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -173,6 +174,19 @@ describe("README.md, line by line", () => {
     return stdout;
   }
 
+  /** Starts a line that serves until it is ended. @returns ends it. */
+  async function serving(line: string): Promise<() => Promise<void>> {
+    const child = spawn("bash", ["-c", `exec ${line}`], { cwd: folder, env: { ...process.env, ...env } });
+    const exited = once(child, "exit");
+    onTestFinished(() => void child.kill("SIGKILL"));
+    const [first] = (await Promise.race([once(child.stdout, "data"), exited])) as unknown[];
+    expect(String(first), line).toMatch(/^nbd\+unix:/);
+    return async () => {
+      child.kill("SIGTERM");
+      expect(await exited, line).toEqual([0, null]);
+    };
+  }
+
   test("all of it runs, from the first init to doctor", async () => {
     const bucket = await minio.createBucket("my-bucket");
     await minioClient(minio).makeBucket("my-locked-bucket", "us-east-1", { ObjectLocking: true });
@@ -194,6 +208,8 @@ describe("README.md, line by line", () => {
       [/\/run\/web\/qga\.sock/, guest.agent],
       [/s3:\/\/my-bucket\//, `s3://${bucket}/`],
       [/\/vms\?endpoint=[^&']*/, `/others?endpoint=${minio.endpoint}`], // a second repository, by its URL alone
+      [/\/run\/serve\.sock/, join(folder, "serve.sock")],
+      [/\/var\/lib\/blockhaul/, folder],
       [/socket=\/(?:tmp|run)\/web\.sock/, `socket=${socket!}`],
       [/--fork/, `--fork --pid-file=${pid!}`],
       [/\/dev\/vg0\/web/, device],
@@ -210,6 +226,7 @@ describe("README.md, line by line", () => {
       if (serving !== "") process.kill(Number(serving));
     });
     const ran: string[] = [];
+    let served: (() => Promise<void>) | undefined;
     const notRun = BLOCK_LINES.filter((line) => /^(npm|-\w+) /.test(line) || line === "");
     for (const line of BLOCK_LINES.filter((one) => !notRun.includes(one))) {
       const concrete = mapped.reduce((text, [from, to]) => text.replace(from, () => to), line);
@@ -236,10 +253,17 @@ describe("README.md, line by line", () => {
         await rm(socket!, { force: true });
         await shell(`ln -s ${server.socket} ${socket!}`);
       }
+      if (concrete.startsWith("blockhaul serve ")) {
+        await served?.();
+        served = await serving(concrete);
+        ran.push(line);
+        continue;
+      }
       const stdout = await shell(concrete);
       ran.push(line);
       if (withBitmap) expect(stdout).toMatch(/incremental: bitmap b1 since generation/);
     }
+    await served?.();
     expect(ran.filter((line) => line.startsWith("blockhaul ")).length).toBeGreaterThanOrEqual(15);
     expect(notRun.map((line) => line.split(" ").slice(0, 2).join(" "))).toEqual([
       "npm run",

@@ -166,7 +166,12 @@ test("R6: what a restore reads stays, although its manifest is gone and cannot c
   await backups.backup([diskOf(numbers(1, 9))]);
   const [manifest] = await backups.generations();
   forward(DAY);
-  const pinning = { host: "alpha", writer: "test", unpinned: () => undefined };
+  const pinning = {
+    purpose: "restore" as const,
+    host: "alpha",
+    writer: "test",
+    unpinned: () => undefined,
+  };
   await withPin(
     backups.repository,
     { ...manifest!, digest: digestOf(backups, manifest!), storedBytes: 0 },
