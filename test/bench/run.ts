@@ -14,6 +14,7 @@ import { type Finding, printFindings } from "./harness.ts";
 import { incremental, unchangedRescan } from "./incremental.ts";
 import { openGeneration } from "./open-generation.ts";
 import { pruneMemory } from "./prune.ts";
+import { serve } from "./serve.ts";
 
 const BENCHES: Readonly<Record<string, (rounds: number) => Promise<Finding[]>>> = {
   "full-directory": fullDirectory,
@@ -25,6 +26,7 @@ const BENCHES: Readonly<Record<string, (rounds: number) => Promise<Finding[]>>> 
   "open-generation": openGeneration,
   prune: pruneMemory,
   freeze,
+  serve,
 };
 
 const { values, positionals } = parseArgs({
