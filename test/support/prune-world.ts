@@ -275,7 +275,12 @@ export class PruneWorld {
       const repository = { ...this.#repository, store };
       const manifest = await this.#any(source);
       if (manifest === undefined || this.#isDoubtful(manifest.generation)) return;
-      const pinning = { purpose: "restore" as const, host: "test", writer: "test", unpinned: (): never => expect.unreachable() };
+      const pinning = {
+        purpose: "restore" as const,
+        host: "test",
+        writer: "test",
+        unpinned: (): never => expect.unreachable(),
+      };
       await withPin(repository, manifest, pinning, never, async () => {
         const [disk] = manifest.disks;
         const target = new MemoryTarget(disk!.size);
