@@ -104,7 +104,9 @@ describe("documents have the fields that README.md promises", () => {
     expect(generations.map(({ generation }) => generation)).toEqual(
       [first, second, other].map(({ generation }) => generation),
     );
-    expect(await json("show", first.generation)).toEqual({ ...generations[0], encrypted: false });
+    const { protectedUntil, ...shown } = { protectedUntil: undefined, ...generations[0] };
+    expect(protectedUntil).toBe(null);
+    expect(await json("show", first.generation)).toEqual({ ...shown, encrypted: false });
     for (const one of [...generations, first, second, other]) {
       expect(Object.keys(one)).toEqual(expect.arrayContaining(generationFields));
       expect(Object.keys(one.stats)).toEqual(expect.arrayContaining([...STATS, ...runFields]));
@@ -134,8 +136,10 @@ describe("documents have the fields that README.md promises", () => {
       packs: 2,
       chunks: 14,
       chunksRead: 14,
+      packsRead: 2,
       bytesRead: expect.any(Number) as number,
-      problems: [],
+      ...{ problems: [], problemsLeftOut: 0, losses: [], advice: [] },
+      ...{ slotsBad: 0, slotsRecorded: 0, slotsHealed: 0, transient: 0 },
     });
     expect(await json("verify")).toMatchObject({ generations: 3, chunks: 14, chunksRead: 0, bytesRead: 0 });
     expect(await json("diff", first.generation, "web")).toEqual({
@@ -157,6 +161,7 @@ describe("documents have the fields that README.md promises", () => {
       location: expect.stringContaining(location) as string,
       chunkSize: 64 * KiB,
       encrypted: false,
+      objectLock: null,
     });
   });
 
@@ -218,7 +223,8 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _blockhaul; printf '%s\\n' "\${COMPRE
     expect(done.stderr).toBe("complete -o filenames -F _blockhaul blockhaul\n");
     return done.stdout.trim().split("\n").sort();
   };
-  expect(complete("blockhaul", "rest")).toEqual(["restore"]);
+  expect(complete("blockhaul", "rest")).toEqual(["restore", "restore-generation"]);
+  expect(complete("blockhaul", "restore", "--in")).toEqual(["--in-place"]);
   const { stdout: help } = await runCli(["--help"]);
   const commands = [...help.matchAll(/^ {2}([a-z]+)(?:\|\w+)? .*$/gm)].map(([, name]) => name!);
   expect(commands.length).toBeGreaterThanOrEqual(12);
