@@ -41,6 +41,7 @@ export async function repairCondemned(
     const repair = { ...generation, open: { ...generation.open, disks: quiet(generation.open.disks) } };
     const copied = await copyDisks(repair, plans, condemned.packs);
     const parent = await latestGeneration(repository, request.source, run.signal);
+    if (parent === undefined) throw forgotten(report.manifest.generation);
     const id = await nextGeneration(request, [parent], run.signal);
     report = await commit(repair, id, parent, copied);
   }
@@ -49,6 +50,12 @@ export async function repairCondemned(
     "E_CONDEMNED",
     "Prunes condemn what this backup stores, again and again; run it when they are done",
   );
+}
+
+/** Without any generation there is none to repair, and nothing that the repaired one could stand on. */
+function forgotten(generation: string): AppError {
+  const message = `Generation ${generation} was forgotten before what a prune had condemned of it was stored again; run the backup again`;
+  return new AppError("notFound", "E_NO_GENERATION", message, { generation });
 }
 
 /** What each disk must store again; undefined when the generation uses nothing that is condemned. */
