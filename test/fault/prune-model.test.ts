@@ -50,6 +50,7 @@ test(
       "killed",
       "condemned",
       "deleted",
+      "rewritten packs",
     ]) {
       expect(outcomes[what] ?? 0, what).toBeGreaterThan(0);
     }

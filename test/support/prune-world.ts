@@ -2,6 +2,7 @@ import { expect } from "vitest";
 import type { ChunkWorkers } from "../../src/chunk/workers.ts";
 import type { Extent } from "../../src/disk/disk.ts";
 import { AppError, messageOf } from "../../src/errors.ts";
+import { decodeForward, type Ways } from "../../src/repository/forward.ts";
 import { loadGenerations } from "../../src/repository/generations.ts";
 import { holdGeneration, releaseGeneration } from "../../src/repository/holds.ts";
 import { DiskMap } from "../../src/repository/layer-stack.ts";
@@ -41,6 +42,13 @@ const EXPECTED = new Set(
 
 type Random = (below: number) => number;
 
+/** What a restore of a generation reads. */
+interface Needs {
+  readonly layers: readonly string[];
+  /** Slots, by pack. */
+  readonly packs: ReadonlyMap<string, ReadonlySet<number>>;
+}
+
 /**
  * A repository and the programs that work on it, one request at a time in random order: backups, forgets, holds,
  * restores, generations that are brought back, and prunes; any of them killed or stopped for days at any request,
@@ -55,7 +63,9 @@ export class PruneWorld {
   readonly #disks = new Map<string, number[]>();
   /** What each generation holds that was ever committed, and what its restore needs, once that is known. */
   readonly #truth = new Map<string, readonly number[]>();
-  readonly #needs = new Map<string, readonly string[]>();
+  readonly #needs = new Map<string, Needs>();
+  /** What forwards say, by key. */
+  readonly #ways = new Map<string, Ways>();
   /** Committed by a backup that was presumed dead, or half brought back: nothing is promised of these. */
   readonly #doubtful = new Set<string>();
   readonly #returning = new Map<Actor, string>();
@@ -129,10 +139,10 @@ export class PruneWorld {
   async expectWhole(): Promise<void> {
     await this.#expectRestores();
     const reports: PruneReport[] = [];
-    for (let time = 0; time < 4; time++) {
+    for (let time = 0; time < 8; time++) {
       forward(13 * DAY);
       try {
-        reports.push(await this.#prune(this.#repository.store, DAY));
+        reports.push(await this.#prune(this.#repository.store, DAY, true));
       } catch (error) {
         if (this.#doubtful.size > 0) return; // what is broken stops it
         throw error;
@@ -141,9 +151,25 @@ export class PruneWorld {
     await this.#expectRestores();
     const { young, condemned, waiting, deleted } = reports.at(-1)!;
     for (const tally of [young, condemned, waiting, deleted])
-      expect(tally).toMatchObject({ packs: 0, layers: 0 });
+      expect(tally).toMatchObject({ packs: 0, layers: 0, bytes: 0 });
+    this.#expectForwardsNeeded();
     const kinds = new Set([...this.#repository.store.objects.keys()].map((key) => key.split("/")[0]));
     expect([...kinds].filter((kind) => kind === "leases" || kind === "forgotten")).toEqual([]);
+  }
+
+  /** A pack that was rewritten is gone, and its forwards lead straight to packs that are there. */
+  #expectForwardsNeeded(): void {
+    const { objects } = this.#repository.store;
+    for (const key of objects.keys()) {
+      const name = parseKey(key);
+      if (name?.type !== "forward") continue;
+      expect(objects.has(packKey(name.pack)), key).toBe(false);
+      const targets = this.#waysOf(key).targets.map((target) => packKey(target.pack));
+      expect(
+        targets.filter((target) => !objects.has(target)),
+        key,
+      ).toEqual([]);
+    }
   }
 
   /** Nothing that a listed generation needs has gone. */
@@ -156,7 +182,9 @@ export class PruneWorld {
       let needs = this.#needs.get(name.generation);
       if (needs === undefined)
         this.#needs.set(name.generation, (needs = await this.#needsOf(name.generation)));
-      const missing = needs.filter((one) => !objects.has(one));
+      const layers = needs.layers.filter((one) => !objects.has(one));
+      const packs = [...needs.packs].filter(([pack, slots]) => !this.#isReadable(pack, slots));
+      const missing = [...layers, ...packs.map(([pack]) => packKey(pack))];
       if (missing.length > 0) throw new Error(`generation ${name.generation} has lost ${missing.join(", ")}`);
     }
   }
@@ -165,19 +193,43 @@ export class PruneWorld {
     return this.#doubtful.has(generation) || [...this.#returning.values()].includes(generation);
   }
 
-  async #needsOf(generation: string): Promise<string[]> {
+  async #needsOf(generation: string): Promise<Needs> {
     const all = await loadGenerations(this.#repository, undefined, never);
-    const manifest = all.find((one) => one.generation === generation);
-    if (manifest === undefined) return [];
-    const needs = new Set<string>();
-    for (const disk of manifest.disks) {
-      for (const { layer } of disk.layers) needs.add(layerKey(layer));
+    const disks = all.find((one) => one.generation === generation)?.disks ?? [];
+    const packs = new Map<string, Set<number>>();
+    for (const disk of disks) {
       const map = await DiskMap.open(this.#repository, disk, never);
-      for await (const { where } of map.runs(0, map.chunks, never)) {
-        if (where !== "zero") needs.add(packKey(where.packRef.pack));
+      for await (const { count, where } of map.runs(0, map.chunks, never)) {
+        if (where === "zero") continue;
+        const slots = packs.get(where.packRef.pack) ?? new Set();
+        packs.set(where.packRef.pack, slots);
+        for (let index = 0; index < count; index++) slots.add(where.slot + index);
       }
     }
-    return [...needs];
+    return { layers: disks.flatMap(({ layers }) => layers.map(({ layer }) => layerKey(layer))), packs };
+  }
+
+  /** Whether the slots are there, or forwards lead to where they are. */
+  #isReadable(pack: string, slots: Iterable<number>): boolean {
+    const { objects } = this.#repository.store;
+    if (objects.has(packKey(pack))) return true;
+    const forwards = [...objects.keys()].filter((key) => key.startsWith(`forwards/${pack}/`));
+    const ways = forwards.map((key) => this.#waysOf(key));
+    return [...slots].every((slot) =>
+      ways.some((one) => {
+        const place = one.placeOf(slot);
+        return place !== undefined && this.#isReadable(place.target.pack, [place.slot]);
+      }),
+    );
+  }
+
+  #waysOf(key: string): Ways {
+    let ways = this.#ways.get(key);
+    if (ways === undefined) {
+      ways = decodeForward(this.#repository, key, this.#repository.store.bytes(key)).ways;
+      this.#ways.set(key, ways);
+    }
+    return ways;
   }
 
   async #expectRestores(): Promise<void> {
@@ -194,8 +246,7 @@ export class PruneWorld {
     const source = SOURCES[random(SOURCES.length)]!;
     const way = random(20);
     if (way < 7) this.#startBackup(source);
-    else if (way < 12)
-      this.#start("prune", (store) => this.#prune(store, [DAY, GRACE_MIN, GRACE_MIN][random(3)]!));
+    else if (way < 12) this.#startPrune();
     else if (way < 15) this.#startForget(source);
     else if (way < 17) this.#startRestore(source);
     else if (way < 18) this.#startReturn();
@@ -209,20 +260,33 @@ export class PruneWorld {
       this.outcomes[outcome] = (this.outcomes[outcome] ?? 0) + 1;
       if (failure === undefined || EXPECTED.has(code)) return;
       if (actor.presumedDead && code === "E_STORE") return; // its uploads were cleared away
+      // it slept while what it had listed was forgotten and deleted, and stops before it condemns anything
+      if (actor.presumedDead && code === "E_PRUNE_UNREADABLE") return;
       const excused = failure instanceof AppError && failure.kind === "corrupt" && this.#doubtful.size > 0;
       if (!excused) this.#failure ??= new Error(`${name} failed: ${messageOf(failure)}`, { cause: failure });
     });
     return actor;
   }
 
-  async #prune(store: ObjectStore, graceMs: number): Promise<PruneReport> {
+  async #prune(store: ObjectStore, graceMs: number, thin: boolean): Promise<PruneReport> {
     const holder = { host: "test", pid: 1 };
-    const options = { graceMs, dryRun: false, lookup: LOOKUP, holder, warn: () => undefined };
+    const rewrite = thin ? { maxUnused: 0, maxRepackBytes: Infinity } : undefined;
+    const options = { graceMs, dryRun: false, lookup: LOOKUP, holder, warn: () => undefined, rewrite };
     const report = await prune({ ...this.#repository, store }, options, new AbortController());
     for (const kind of ["condemned", "deleted", "kept"] as const) {
       this.outcomes[kind] = (this.outcomes[kind] ?? 0) + report[kind].packs + report[kind].layers;
     }
+    for (const kind of ["packs", "forwards"] as const) {
+      const what = `rewritten ${kind}`;
+      this.outcomes[what] = (this.outcomes[what] ?? 0) + report.rewritten[kind];
+    }
     return report;
+  }
+
+  #startPrune(): void {
+    const graceMs = [DAY, 2 * HOUR, 2 * HOUR][this.#random(3)]!;
+    const thin = this.#random(3) > 0;
+    this.#start("prune", (store) => this.#prune(store, graceMs, thin));
   }
 
   #startBackup(source: string): void {
