@@ -14,7 +14,7 @@ const LEASE_SIZE_MAX = 16 * KiB;
 const LOOKS_MAX = 20;
 
 /** LIST may cut times to whole seconds. */
-const LIST_GRAIN_MS = 1000;
+export const LIST_GRAIN_MS = 1000;
 
 const leaseSchema = z
   .strictObject({

@@ -10,7 +10,7 @@ import { PackDirectories } from "../../../src/repository/pack-reader.ts";
 import { restoreDisk } from "../../../src/restore/restore-disk.ts";
 import { openNewStore } from "../../../src/store/open.ts";
 import { given, firstKey } from "../../support/passwords.ts";
-import { all } from "../../support/outcomes.ts";
+import { collect } from "../../support/collect.ts";
 import { MemoryTarget } from "../../support/scripted-disk.ts";
 import { CampaignDisk, type Picture } from "./disks.ts";
 import { SmallDisk } from "./full.ts";
@@ -166,7 +166,7 @@ export class Place {
       const pending = await this.world.uploads.pending(`${this.#prefix}/`);
       return pending.map(({ key }) => `upload of ${key}`);
     }
-    const uploads = await all(this.repository.store.listUploads("", never));
+    const uploads = await collect(this.repository.store.listUploads("", never));
     return uploads.map(({ key }) => `upload of ${key}`);
   }
 

@@ -35,7 +35,7 @@ export class Uploads {
       const uploads = page.uploads.filter((one) => one.key === key);
       if (uploads.length === 0) this.#keys.delete(key);
       for (const { uploadId, initiated } of uploads) {
-        found.push({ key, uploadId, initiated: new Date(String(initiated)) });
+        found.push({ key, uploadId, initiated: wholeSecond(new Date(initiated)) });
       }
     }
     return found;
@@ -53,4 +53,9 @@ export class Uploads {
       `</ListMultipartUploadsResult>`
     );
   }
+}
+
+/** As S3 tells it. */
+function wholeSecond(time: Date): Date {
+  return new Date(Math.floor(time.getTime() / 1000) * 1000);
 }

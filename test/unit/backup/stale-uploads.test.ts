@@ -1,36 +1,34 @@
 import { expect, test } from "vitest";
-import { acquireLease } from "../../../src/repository/leases.ts";
-import { newUuid, packKey, uuidv7 } from "../../../src/repository/names.ts";
-import { FaultyStore } from "../../support/faulty-store.ts";
+import { abortStaleUploads } from "../../../src/backup/stale-uploads.ts";
+import { packKey, uuidv7 } from "../../../src/repository/names.ts";
+import type { PendingUpload } from "../../../src/store/store.ts";
+import { memoryRepository } from "../../support/memory-repository.ts";
 import { MemoryStore } from "../../support/memory-store.ts";
-import { diskOf, newBackups } from "./chunks.ts";
 
 const never = new AbortController().signal;
-const timing = { ttlMs: 600_000, heartbeatMs: 600_000, settleMs: 1, isGone: (): boolean => false };
+const PACK = packKey("c0000000-0000-4000-8000-000000000000");
+const START = Date.parse("2026-11-22T03:00:00.000Z");
 
-test("uploads that a dead run left behind are aborted; those of a run that lives are not", async () => {
-  let now = Date.now();
-  const backups = await newBackups({ store: new MemoryStore({ now: () => now }) });
-  const { store, repository } = backups;
-  await store.beginUpload(packKey(newUuid()), never); // by a run that died
-  now += 1;
-  const holder = { host: "elsewhere", pid: 7 };
-  const other = await acquireLease(repository, "db", uuidv7(now), { ...timing, holder }, never);
-  now += 1;
-  const alive = packKey(newUuid());
-  await store.beginUpload(alive, never);
-  now += 1;
-  await backups.backup([diskOf([1])]);
-  expect([...store.uploads.values()].map(({ key }) => key)).toEqual([alive]);
-  await other.release();
-  await backups.backup([diskOf([1])]);
-  expect(store.uploads.size).toBe(0);
-});
+/** Tells when uploads were begun to the second, as S3 does. */
+class CoarseStore extends MemoryStore {
+  override async *listUploads(prefix: string, signal: AbortSignal): AsyncGenerator<PendingUpload> {
+    for await (const upload of super.listUploads(prefix, signal)) {
+      yield { ...upload, initiated: new Date(Math.floor(upload.initiated.getTime() / 1000) * 1000) };
+    }
+  }
+}
 
-test("that they cannot be removed is said, and stops nobody", async () => {
-  const backups = await newBackups();
-  const store = new FaultyStore(backups.store, { operation: "listUploads", kind: "before" });
-  await backups.backup([diskOf([1])], { store });
-  store.assertAllHit();
-  expect(backups.warnings).toEqual([expect.stringMatching(/^Uploads that an earlier run left behind/)]);
+test.each([
+  ["of a run that came a moment later, within the same second", 900, 1],
+  ["begun at the same moment", 600, 1],
+  ["of a second before", -1000, 0],
+  ["of a run that died long ago", -3_600_000, 0],
+])("an upload %s", async (_, begunMs, left) => {
+  let now = START + begunMs;
+  const store = new CoarseStore({ now: () => now });
+  await store.beginUpload(PACK, never);
+  now = START + 950;
+  // this run's id was made at 600 ms; the other one's lease came after this one had looked for leases
+  expect(await abortStaleUploads(memoryRepository({ store }), uuidv7(START + 600), never)).toBe(1 - left);
+  expect(store.uploads.size).toBe(left);
 });
