@@ -3,13 +3,13 @@ import { SlabPool } from "../chunk/slabs.ts";
 import { AppError } from "../errors.ts";
 import { Budget } from "../flow/budget.ts";
 import { retry, type RetryPolicy } from "../flow/retry.ts";
-import { BlockCache } from "../repository/block-cache.ts";
 import type { PackRef } from "../repository/pack-directory.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import { SharedCalls } from "../repository/shared-calls.ts";
 import { openSpan } from "../restore/open-span.ts";
 import { spans, type Span, type SpanLimits, type WantedBlob } from "../restore/spans.ts";
 import { whenAllAborted } from "./all-aborted.ts";
+import { ChunkMemory } from "./chunk-memory.ts";
 
 /** A chunk of a disk that holds data, and where it lives. */
 export interface WantedChunk {
@@ -61,7 +61,7 @@ interface Order extends WantedChunk {
 export class OpenedChunks {
   readonly #tools: ReadTools;
   readonly #policy: RetryPolicy;
-  readonly #cache: BlockCache;
+  readonly #memory: ChunkMemory;
   readonly #calls = new SharedCalls<Uint8Array>();
   readonly #limits: SpanLimits;
   readonly #slabs: { readonly stored: SlabPool; readonly raw: SlabPool };
@@ -70,7 +70,7 @@ export class OpenedChunks {
   constructor(tools: ReadTools, { cacheBytes, chunkSize, retry: policy }: OpenedChunksOptions) {
     this.#tools = tools;
     this.#policy = policy;
-    this.#cache = new BlockCache(cacheBytes);
+    this.#memory = new ChunkMemory(cacheBytes);
     const rawMax = Math.max(GET_MAX, chunkSize);
     this.#limits = { storedMax: rawMax + 64 * KiB, rawMax, gapMax: 128 * KiB };
     this.#slabs = {
@@ -79,15 +79,16 @@ export class OpenedChunks {
     };
   }
 
-  /** A chunk that is in memory; it must not be changed. */
+  /** A chunk that is in memory; it must not be changed, and is to be copied at once. */
   kept(owner: ChunkOwner, chunk: number): Uint8Array | undefined {
-    return this.#cache.get(keyOf(owner, chunk)) as Uint8Array | undefined;
+    return this.#memory.get(keyOf(owner, chunk));
   }
 
   /**
    * Fetches chunks, or joins who fetches them already.
    *
-   * @returns one promise for each, in order, which must not be changed. Each ends soon after the signal is aborted.
+   * @returns one promise for each, in order. What it brings must not be changed, and is to be copied as soon as it is
+   *   there: later its memory holds something else. Each ends soon after the signal is aborted.
    * @throws AppError (in the promises) of kind corrupt for that chunk alone; unavailable when the store did not
    *   answer in the time that the policy gives it.
    */
@@ -168,12 +169,9 @@ export class OpenedChunks {
     const { slab, blobs } = await openSpan(span, this.#tools, this.#slabs, signal);
     try {
       for (const { at, length, chunks } of blobs) {
-        const bytes = Buffer.allocUnsafeSlow(length);
-        bytes.set(slab.bytes.subarray(at, at + length));
-        for (const chunk of chunks) {
-          this.#cache.set(keyOf(owner, chunk), bytes, length);
-          orders.get(chunk)!.resolve(bytes);
-        }
+        const content = slab.bytes.subarray(at, at + length);
+        for (const chunk of chunks)
+          orders.get(chunk)!.resolve(this.#memory.keep(keyOf(owner, chunk), content));
       }
     } finally {
       slab.release();

@@ -173,7 +173,14 @@ async function hereAndThere(rounds: number): Promise<Finding[]> {
       await whileExported(["-f", "raw", image], ({ uri }) =>
         measure(blockhaul(["backup", uri, "--name", "random"], repository.env)),
       );
-      const url = await minioClient(server).presignedGetObject(bucket, "random.raw");
+      // readable by everybody: a signed address is good for GET alone, and the plugin begins with HEAD
+      const everybody = { Effect: "Allow", Principal: { AWS: ["*"] }, Action: ["s3:GetObject"] };
+      const policy = {
+        Version: "2012-10-17",
+        Statement: [{ ...everybody, Resource: [`arn:aws:s3:::${bucket}/*`] }],
+      };
+      await minioClient(server).setBucketPolicy(bucket, JSON.stringify(policy));
+      const url = `${server.endpoint}/${bucket}/random.raw`;
       const sides = await interleave<string>(rounds, {
         serve: {
           run: async () => {
