@@ -89,7 +89,8 @@ export class BlockStates {
       let after = index + 1;
       while (after < pages.length && pages[after] === pages[after - 1]! + 1) after++;
       const [offset, end] = [pages[index]! * STATE_PAGE, (pages[after - 1]! + 1) * STATE_PAGE];
-      stretches.push({ offset, bytes: this.#bytes.slice(offset, end) });
+      // a copy: `slice` of a Buffer would be a view, and change with what is written while the flush is under way
+      stretches.push({ offset, bytes: new Uint8Array(this.#bytes.subarray(offset, end)) });
       index = after;
     }
     return stretches;

@@ -150,28 +150,6 @@ describe("what lasts", () => {
     expect((await content(after.disk)).equals(expected)).toBe(true);
   });
 
-  test("no state is stored before its block, whatever is written while a flush is under way", async () => {
-    const folder = await temporaryFolder();
-    const base = baseOf(64 * BLOCK);
-    const path = join(folder, "o");
-    const { disk, file } = await openOverlay(path, base);
-    onTestFinished(() => file.close());
-    const order: string[] = [];
-    const { states } = file;
-    const taken = states.takeDirty.bind(states);
-    states.takeDirty = () => {
-      const stretches = taken();
-      order.push(`take ${stretches.length}`);
-      return stretches;
-    };
-    await disk.write(0, noise(1, BLOCK), signal);
-    const flushing = disk.flush(signal);
-    const late = disk.write(BLOCK, noise(2, BLOCK), signal);
-    await Promise.all([flushing, late]);
-    await disk.flush(signal);
-    expect(order).toEqual(["take 1", "take 1"]);
-  });
-
   test("flushes that come while one is under way share the next one", async () => {
     const base = baseOf(4 * BLOCK);
     const { disk, file } = await openOverlay(join(await temporaryFolder(), "o"), base);
