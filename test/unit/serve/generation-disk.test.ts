@@ -137,6 +137,25 @@ describe("how it is fetched", () => {
     expectSame(await readAt(disk, CHUNK, CHUNK), chunksOf(2)); // and it can be had again
   });
 
+  test("one who leaves takes nothing from who waits for a part of the same request", async () => {
+    const backups = await newBackups();
+    const { manifest } = await backups.backup([diskOf([1, 2, 3])]);
+    const { store, ranges, gate } = counted(backups.store);
+    const { promise, resolve } = Promise.withResolvers<undefined>();
+    gate.promise = promise;
+    const disk = await servedDisk(backups, manifest, { store });
+    const leaves = new AbortController();
+    const gone = new AppError("cancelled", "E_TEST", "left");
+    const first = readAt(disk, 0, 2 * CHUNK, leaves.signal);
+    const second = readAt(disk, CHUNK, CHUNK);
+    await vi.waitUntil(() => ranges.length === 1);
+    leaves.abort(gone);
+    await expect(first).rejects.toBe(gone);
+    resolve(undefined);
+    expectSame(await second, chunksOf(2));
+    expect(ranges).toHaveLength(1);
+  });
+
   test("a reader who goes on is read ahead of", async () => {
     const backups = await newBackups({ packChunks: 64 });
     const { manifest } = await backups.backup([diskOf(numbers(1, 65))]);
@@ -202,13 +221,13 @@ describe("trouble", () => {
     backups.store.bytes(key)[3 * CHUNK + 500]! ^= 4;
     const disk = await servedDisk(backups, manifest);
     const reads = await Promise.allSettled([
+      readAt(disk, 0, 8 * CHUNK), // with one GET, which the others wait for
       readAt(disk, 0, 3 * CHUNK),
       readAt(disk, 3 * CHUNK, 1),
       readAt(disk, 4 * CHUNK, 4 * CHUNK),
-      readAt(disk, 0, 8 * CHUNK),
     ]);
-    expect(reads.map(({ status }) => status)).toEqual(["fulfilled", "rejected", "fulfilled", "rejected"]);
-    const damage = reads[3];
+    expect(reads.map(({ status }) => status)).toEqual(["rejected", "fulfilled", "rejected", "fulfilled"]);
+    const damage = reads[2];
     expect(damage.status === "rejected" && damage.reason).toMatchObject({
       kind: "corrupt",
       message: expect.stringContaining("is damaged at slot 3") as unknown,
