@@ -130,7 +130,13 @@ class Prune {
       return this.#report({ roots, found, litter, rewritten, ...planned });
     }
 
-    const locksExtended = await extendLiveLocks(repository, this.#live, signal);
+    const locksExtended = await extendLiveLocks(
+      repository,
+      this.#live,
+      this.#forwarding,
+      new Set(condemned.keys()),
+      signal,
+    );
     // Before the generations are listed again: whoever brings one back looks its record up after the manifest is there.
     await this.#deleteAll(roots.expired.map(keyOfForgotten));
     const forwards = deadForwards(this.#forwarding, condemned, limit);

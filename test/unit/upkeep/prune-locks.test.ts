@@ -1,0 +1,61 @@
+import { beforeEach, expect, test } from "vitest";
+import type { LockingStore, Retention } from "../../../src/store/object-lock.ts";
+import { MemoryStore } from "../../support/memory-store.ts";
+import { DAY, forward, runPrune, stopClock } from "../../support/prunes.ts";
+import { ALL, expectAllRestore, keysOf, thinPacks } from "../../support/thin-packs.ts";
+
+beforeEach(stopClock);
+
+/** A store in memory with locks that nobody can end; it takes them over from another store's objects. */
+class LockingMemoryStore extends MemoryStore implements LockingStore {
+  readonly locks = new Map<string, Retention>();
+
+  checkObjectLock(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  withLocks(): LockingStore {
+    return this;
+  }
+
+  retention(key: string): Promise<Retention | undefined> {
+    return Promise.resolve(this.locks.get(key));
+  }
+
+  extendRetention(key: string, retention: Retention): Promise<void> {
+    this.locks.set(key, retention);
+    return Promise.resolve();
+  }
+}
+
+test("what lives on elsewhere is not locked anew, so that it goes when its lock ends", async () => {
+  const { backups, thin, contents } = await thinPacks();
+  const store = new LockingMemoryStore();
+  for (const [key, object] of backups.store.objects) store.objects.set(key, object);
+  const config = { ...backups.repository.config, objectLock: { mode: "compliance", days: 30 } } as const;
+  const repository = { ...backups.repository, config, store };
+  const prune = () => runPrune(repository, { rewrite: ALL });
+  const locked = () => thin.filter((key) => store.locks.has(key));
+  const days = async (count: number): Promise<void> => {
+    for (let day = 0; day < count; day += 10) {
+      forward(10 * DAY);
+      await prune();
+    }
+  };
+
+  expect((await prune()).rewritten.packs).toBe(3);
+  expect(locked(), "they were in use when it began").toEqual(thin);
+  await days(20);
+  expect(
+    thin.filter((key) => store.objects.has(key)),
+    "locked",
+  ).toEqual(thin);
+  await days(30);
+  expect(thin.filter((key) => store.objects.has(key))).toEqual([]);
+  backups.store.objects.clear();
+  for (const [key, object] of store.objects) backups.store.objects.set(key, object);
+  await expectAllRestore(backups, contents);
+  const now = Date.now();
+  for (const key of [...keysOf(backups, "packs/"), ...keysOf(backups, "forwards/")])
+    expect(store.locks.get(key)!.until.getTime(), key).toBeGreaterThanOrEqual(now + 15 * DAY);
+});
