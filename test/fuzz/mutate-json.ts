@@ -1,5 +1,8 @@
 import { LENGTH_MAX, mutate, type Random } from "./mutate.ts";
 
+/** Characters that are added at once. */
+const COPIED_MAX = 64 * 1024;
+
 const VALUES: readonly unknown[] = [
   null,
   true,
@@ -52,8 +55,7 @@ function change(random: Random, document: unknown): void {
       else Reflect.deleteProperty(holder, key);
       return;
     case 1:
-      if (Array.isArray(place))
-        place.push(...Array.from({ length: 1 + random(2000) }, () => place[0] as unknown));
+      if (Array.isArray(place)) place.push(...copies(random, place[0]));
       else holder[`${key}2`] = holder[key];
       return;
     case 2: {
@@ -66,12 +68,19 @@ function change(random: Random, document: unknown): void {
       const value = holder[key];
       if (typeof value === "string") holder[key] = mutate(random, Buffer.from(value), []).toString("utf8");
       else if (typeof value === "number") holder[key] = value + [1, -1, 0.5, 2 ** 32, -(2 ** 32)][random(5)]!;
-      else holder[key] = VALUES[random(VALUES.length)];
+      else holder[key] = structuredClone(VALUES[random(VALUES.length)]);
       return;
     }
     default:
       holder[key] = structuredClone(VALUES[random(VALUES.length)]);
   }
+}
+
+/** So many that the document stays below the limit: the copies may be copied in their turn. */
+function copies(random: Random, value: unknown): unknown[] {
+  const size = (JSON.stringify(value) as string | undefined)?.length ?? 1;
+  const most = Math.min(2000, Math.floor(COPIED_MAX / size));
+  return Array.from({ length: random(most + 1) }, () => structuredClone(value));
 }
 
 function* containersOf(value: unknown): Generator<object> {

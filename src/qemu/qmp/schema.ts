@@ -98,18 +98,27 @@ export class QmpSchema {
   }
 
   #step(object: SchemaInfo & { "meta-type": "object" }, step: string): readonly string[] {
-    const variants = object.variants ?? [];
     const [tag, picked] = step.split("=");
     if (picked !== undefined) {
-      return tag === object.tag
-        ? variants.filter(({ case: of }) => of === picked).map(({ type }) => type)
-        : [];
+      const variants = tag === object.tag ? (object.variants ?? []) : [];
+      return variants.filter(({ case: of }) => of === picked).map(({ type }) => type);
     }
-    const own = object.members.filter(({ name }) => name === step).map(({ type }) => type);
-    if (own.length > 0) return own;
-    return variants.flatMap(({ type }) => {
-      const info = this.#byName.get(type);
-      return info?.["meta-type"] === "object" ? this.#step(info, step) : [];
-    });
+    return this.#membersOf(object, step);
+  }
+
+  /** The types of an object's member, or else of that member in its variants, and in theirs. */
+  #membersOf(object: SchemaInfo & { "meta-type": "object" }, step: string): readonly string[] {
+    const objects = new Set([object]); // grows while it is walked, and each comes once: variants may go in circles
+    const found: string[] = [];
+    for (const { members, variants = [] } of objects) {
+      const own = members.filter(({ name }) => name === step);
+      found.push(...own.map(({ type }) => type));
+      if (own.length > 0) continue;
+      for (const { type } of variants) {
+        const info = this.#byName.get(type);
+        if (info?.["meta-type"] === "object") objects.add(info);
+      }
+    }
+    return found;
   }
 }
