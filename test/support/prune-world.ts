@@ -157,7 +157,7 @@ export class PruneWorld {
     expect([...kinds].filter((kind) => kind === "leases" || kind === "forgotten")).toEqual([]);
   }
 
-  /** A pack that was rewritten is gone, and its forwards lead straight to packs that are there. */
+  /** A pack that was rewritten is gone, and its forwards lead straight to packs that are there; not all of what died since. */
   #expectForwardsNeeded(): void {
     const { objects } = this.#repository.store;
     for (const key of objects.keys()) {
@@ -166,9 +166,9 @@ export class PruneWorld {
       expect(objects.has(packKey(name.pack)), key).toBe(false);
       const targets = this.#waysOf(key).targets.map((target) => packKey(target.pack));
       expect(
-        targets.filter((target) => !objects.has(target)),
+        targets.some((target) => objects.has(target)),
         key,
-      ).toEqual([]);
+      ).toBe(true);
     }
   }
 
