@@ -30,8 +30,8 @@ export class ModelledVm {
   atInstant: () => Promise<unknown> = () => Promise.resolve();
   /** By node. */
   readonly #content = new Map<string, Buffer>();
-  /** By node: the image below the one that takes the writes. */
-  readonly #bases = new Map<string, string>();
+  /** By node: the image below the one that takes the writes, and its size. */
+  readonly #bases = new Map<string, { readonly path: string; readonly size: number }>();
   #overlays = 0;
 
   private constructor(vm: BackedUpVm) {
@@ -91,12 +91,17 @@ export class ModelledVm {
     const top = await this.topOf(node);
     await this.vm.hand.execute("blockdev-snapshot", { node: top, overlay: name }, never);
     this.#moveTo(node, path);
-    this.#bases.set(node, base);
+    this.#bases.set(node, { path: base, size: this.size(node) });
   }
 
   /** Whether the disk has an image over its first. */
   hasSnapshot(node: string): boolean {
     return this.#bases.has(node);
+  }
+
+  /** A commit would not make the lower image shorter, but bring back what it holds beyond (QMP reference, block-commit). */
+  isShorterThanBase(node: string): boolean {
+    return this.size(node) < this.#bases.get(node)!.size;
   }
 
   /** Writes the upper image into the lower, which takes the writes from now on. */
@@ -111,7 +116,7 @@ export class ModelledVm {
     await hand.execute("block-job-complete", { device: "commit" }, never);
     await until(undefined);
     await hand.execute("blockdev-del", { "node-name": device }, never);
-    this.#moveTo(node, this.#bases.get(node)!);
+    this.#moveTo(node, this.#bases.get(node)!.path);
     this.#bases.delete(node);
   }
 
