@@ -24,9 +24,14 @@ if (!Number.isInteger(seed) || !(minutes > 0) || !Number.isInteger(firstLife)) {
 }
 
 const stop = new AbortController();
-process.once("SIGINT", () => stop.abort()).once("SIGTERM", () => stop.abort());
 const report = new Report();
 const say = (line: string): void => console.error(line);
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  process.once(signal, () => {
+    say(`${signal}: the last round`);
+    stop.abort();
+  });
+}
 say(`seed ${seed}`);
 try {
   const untilMs = performance.now() + minutes * 60_000;
