@@ -3,6 +3,8 @@ import { formatSize } from "../../bytes/size.ts";
 import { resolveGeneration } from "../../repository/resolve-generation.ts";
 import { loadHolds, type Hold, type Holds } from "../../repository/holds.ts";
 import type { Manifest } from "../../repository/manifest.ts";
+import { generationKey } from "../../repository/names.ts";
+import { lockedUntil } from "../../repository/object-lock.ts";
 import { action } from "../action.ts";
 import { generationDocument } from "../documents.ts";
 import { withRepository, type RepositoryFlags } from "../session.ts";
@@ -23,14 +25,22 @@ export function showCommand(): Command {
           const holds = await loadHolds(repository, manifest.source, cli.run.signal, (error) =>
             cli.output.warn(error.message),
           );
-          const document = { ...generationDocument(manifest, holds), encrypted };
-          cli.output.result(document, () => describe(manifest, holds, encrypted));
+          const key = generationKey(manifest.source, manifest.generation);
+          const until = (await lockedUntil(repository, [key], cli.run.signal)).get(key);
+          const protectedUntil = until?.toISOString() ?? null;
+          const document = { ...generationDocument(manifest, holds), protectedUntil, encrypted };
+          cli.output.result(document, () => describe(manifest, holds, protectedUntil, encrypted));
         });
       }),
     );
 }
 
-function describe(manifest: Manifest, holds: Holds, encrypted: boolean): string {
+function describe(
+  manifest: Manifest,
+  holds: Holds,
+  protectedUntil: string | null,
+  encrypted: boolean,
+): string {
   const { stats } = manifest;
   const lines = [
     ["generation", manifest.generation],
@@ -46,6 +56,7 @@ function describe(manifest: Manifest, holds: Holds, encrypted: boolean): string 
     ["stored", `${formatSize(stats.bytesStored)} as ${formatSize(stats.bytesPacked)}`],
     ...Object.entries(manifest.tags).map(([key, value]) => ["tag", `${key}=${value}`]),
     ...(holds.has(manifest.generation) ? [["HELD", heldText(holds.get(manifest.generation))]] : []),
+    ...(protectedUntil === null ? [] : [["protected", `until ${protectedUntil}`]]),
     ...manifest.disks.map((disk) => [
       "disk",
       `${disk.name}: ${formatSize(disk.size)} (${disk.size} bytes), ${disk.layers.length} layers, ${disk.kind}: ${disk.reason}`,
