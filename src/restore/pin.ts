@@ -87,6 +87,11 @@ export async function beginPin(
     } as const;
     await endRun(repository, { ...record, ...endingOf(failure), requests: store.requests() }, cleanup);
   };
-  await loadGeneration(repository, { source, generation }, signal, digest);
+  try {
+    await loadGeneration(repository, { source, generation }, signal, digest);
+  } catch (error) {
+    await end(error).catch(() => undefined); // it would pin for a day what nobody reads
+    throw error;
+  }
   return { end };
 }
