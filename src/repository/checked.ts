@@ -1,21 +1,23 @@
-import { hash } from "node:crypto";
-import { ByteReader, ByteWriter } from "../bytes/cursor.ts";
+import { ByteWriter } from "../bytes/cursor.ts";
 import { MiB } from "../bytes/size.ts";
 import { AppError, hasCode } from "../errors.ts";
 import type { Repository } from "./config.ts";
+import { encodeFramed, type FramedKind, openFramed } from "./framed-object.ts";
 import { checkedKey, newUuid, parseKey, Prefix, uuidBytes, uuidText } from "./names.ts";
 
-/*
+/**
  * A page of the ledger of what was read (FORMAT.md, "Checked").
  *
- *     0 magic "BLKHCHKD"   8 u16 version   10 6 B zero
- *    16 body, sealed:  u32 runs; u32 packs; for each, ascending: pack 16 B, u32 run that read it last
- *       32 B SHA-256 of everything before
+ *     u32 runs; u32 packs; for each, ascending: pack 16 B, u32 run that read it last
  */
-const MAGIC = Buffer.from("BLKHCHKD", "latin1");
-const VERSION = 1;
-const HEADER_SIZE = 16;
-const DIGEST_SIZE = 32;
+const LEDGER: FramedKind = {
+  type: "checked",
+  magic: "BLKHCHKD",
+  version: 1,
+  versionCode: "E_LEDGER_VERSION",
+  damaged: ledgerError,
+};
+
 const ENTRY_SIZE = 20;
 const OBJECT_MAX = 16 * MiB;
 
@@ -46,29 +48,13 @@ export function encodeLedgerPage(
 ): Buffer {
   const body = new ByteWriter(8 + entries.length * ENTRY_SIZE).u32(runs).u32(entries.length);
   for (const [pack, last] of entries) body.bytes(uuidBytes(pack)).u32(last);
-  const sealed = repository.sealer.sealObject("checked", key, body.finish());
-  const header = new ByteWriter(HEADER_SIZE).bytes(MAGIC).u16(VERSION).bytes(Buffer.alloc(6)).finish();
-  const object = Buffer.concat([header, sealed]);
-  return Buffer.concat([object, hash("sha256", object, "buffer")]);
+  return encodeFramed(repository, LEDGER, key, body.finish());
 }
 
 /** @throws AppError E_LEDGER, E_SEAL, E_TRUNCATED, E_TRAILING (corrupt), E_LEDGER_VERSION (usage). */
 export function decodeLedgerPage(repository: Repository, key: string, bytes: Buffer): Ledger {
   const what = `ledger ${key}`;
-  if (bytes.length < HEADER_SIZE + DIGEST_SIZE) throw ledgerError(what, "it is too short");
-  const object = bytes.subarray(0, -DIGEST_SIZE);
-  if (!hash("sha256", object, "buffer").equals(bytes.subarray(-DIGEST_SIZE))) {
-    throw ledgerError(what, "its checksum does not match");
-  }
-  const header = new ByteReader(object, what);
-  if (!header.bytes(MAGIC.length).equals(MAGIC)) throw ledgerError(what, "it does not begin like one");
-  const version = header.u16();
-  if (version !== VERSION) {
-    const message = `The ${what} has version ${version}; update blockhaul to read it`;
-    throw new AppError("usage", "E_LEDGER_VERSION", message);
-  }
-  const opened = repository.sealer.openObject("checked", key, object.subarray(HEADER_SIZE));
-  const body = new ByteReader(opened, what);
+  const body = openFramed(repository, LEDGER, key, bytes, what);
   const runs = body.u32();
   const packs = body.u32();
   if (runs > RUNS_MAX) throw ledgerError(what, `${runs} runs cannot be`);

@@ -1,37 +1,30 @@
-import { hash } from "node:crypto";
-import { ByteReader, ByteWriter } from "../bytes/cursor.ts";
+import { type ByteReader, ByteWriter } from "../bytes/cursor.ts";
 import { MiB } from "../bytes/size.ts";
 import { AppError } from "../errors.ts";
 import { PackSize, type Repository } from "./config.ts";
+import { encodeFramed, type FramedKind, openFramed } from "./framed-object.ts";
 import { encodePackPage, PACK_ENTRY_SIZE, packPageEntry } from "./layer.ts";
 import { RunTable } from "./layer-runs.ts";
-import { uuidBytes, uuidText } from "./names.ts";
-import { directoryLength } from "./pack.ts";
 import { type PackDirectory, type PackRef, SLOTS_MAX } from "./pack-directory.ts";
-import { openDirectory } from "./stored-directory.ts";
+import { readStoredDirectory, type StoredDirectory, writeStoredDirectory } from "./stored-directory.ts";
 
-/*
+/**
  * A forward (FORMAT.md, "Forwards"): the directory of a pack that was rewritten, and where its slots went.
  *
- *     0 magic "BLKHFWRD"   8 u16 version   10 6 B zero
- *    16 body, sealed:  pack 16 B, u32 slots, u64 bytes of blobs, the stored directory;
- *                      u32 targets, each as in a layer's pack table;
- *                      u32 runs, each as varints: slots not moved since the run before, slots - 1, target, slot there
- *       32 B SHA-256 of everything before
+ *     pack 16 B, u32 slots, u64 bytes of blobs, the stored directory;
+ *     u32 targets, each as in a layer's pack table;
+ *     u32 runs, each as varints: slots not moved since the run before, slots - 1, target, slot there
  */
-const MAGIC = Buffer.from("BLKHFWRD", "latin1");
-const VERSION = 1;
-const HEADER_SIZE = 16;
-const DIGEST_SIZE = 32;
+const FORWARD: FramedKind = {
+  type: "forward",
+  magic: "BLKHFWRD",
+  version: 1,
+  versionCode: "E_FORWARD_VERSION",
+  damaged: forwardError,
+};
 
 /** Room for the largest directory, a target for each slot, and a run for each slot. */
 export const FORWARD_MAX = 8 * MiB;
-
-/** A pack that is no longer needed, with its directory as stored. */
-export interface OldPack {
-  readonly directory: PackDirectory;
-  readonly storedDirectory: Buffer;
-}
 
 /** One slot's way. */
 export interface Move {
@@ -77,7 +70,7 @@ export class Ways {
 }
 
 /** What a forward says. Every number was checked against the directories' sizes; that these are true was not (R10). */
-export interface Forward extends OldPack {
+export interface Forward extends StoredDirectory {
   readonly ways: Ways;
 }
 
@@ -91,16 +84,11 @@ export interface Forward extends OldPack {
 export function encodeForward(
   repository: Repository,
   key: string,
-  old: OldPack,
+  old: StoredDirectory,
   moves: Iterable<Move>,
 ): Buffer {
-  const { directory, storedDirectory } = old;
   const { targets, runs } = joined(moves);
-  const body = new ByteWriter()
-    .bytes(uuidBytes(directory.pack))
-    .u32(directory.slotCount)
-    .u64(directory.blobBytes)
-    .bytes(storedDirectory)
+  const body = writeStoredDirectory(new ByteWriter(), old)
     .u32(targets.length)
     .bytes(encodePackPage(targets))
     .u32(runs.length);
@@ -110,10 +98,7 @@ export function encodeForward(
     body.varint(runs.pack(run)).varint(runs.slot(run));
     end = runs.end(run);
   }
-  const sealed = repository.sealer.sealObject("forward", key, body.finish());
-  const header = new ByteWriter(HEADER_SIZE).bytes(MAGIC).u16(VERSION).bytes(Buffer.alloc(6)).finish();
-  const object = Buffer.concat([header, sealed]);
-  const bytes = Buffer.concat([object, hash("sha256", object, "buffer")]);
+  const bytes = encodeFramed(repository, FORWARD, key, body.finish());
   decodeForward(repository, key, bytes);
   return bytes;
 }
@@ -148,35 +133,12 @@ function joined(moves: Iterable<Move>): { targets: PackRef[]; runs: RunTable } {
  */
 export function decodeForward(repository: Repository, key: string, bytes: Buffer): Forward {
   const what = `forward ${key}`;
-  if (bytes.length < HEADER_SIZE + DIGEST_SIZE) throw forwardError(what, "it is too short");
-  const object = bytes.subarray(0, -DIGEST_SIZE);
-  if (!hash("sha256", object, "buffer").equals(bytes.subarray(-DIGEST_SIZE))) {
-    throw forwardError(what, "its checksum does not match");
-  }
-  const header = new ByteReader(object, what);
-  if (!header.bytes(MAGIC.length).equals(MAGIC)) throw forwardError(what, "it does not begin like one");
-  const version = header.u16();
-  if (version !== VERSION) {
-    const message = `The ${what} has version ${version}; update blockhaul to read it`;
-    throw new AppError("usage", "E_FORWARD_VERSION", message);
-  }
-  if (!header.bytes(6).equals(Buffer.alloc(6))) throw forwardError(what, "it does not begin like one");
-  const plain = repository.sealer.openObject("forward", key, object.subarray(HEADER_SIZE));
-  const body = new ByteReader(plain, what);
-  const old = decodeOldPack(repository, body, what);
+  const body = openFramed(repository, FORWARD, key, bytes, what);
+  const old = readStoredDirectory(repository, body, (why) => forwardError(what, why));
   const targets = decodeTargets(body, old.directory, what);
   const runs = decodeRuns(body, old.directory, targets, what);
   body.end();
   return { ...old, ways: new Ways(targets, runs) };
-}
-
-function decodeOldPack(repository: Repository, body: ByteReader, what: string): OldPack {
-  const pack = uuidText(body.bytes(16));
-  const slotCount = body.u32();
-  const blobBytes = body.u64();
-  if (slotCount > SLOTS_MAX) throw forwardError(what, `a pack of ${slotCount} slots cannot be`);
-  const storedDirectory = body.bytes(directoryLength(slotCount, repository.sealer.encrypted));
-  return { directory: openDirectory(repository, pack, storedDirectory, blobBytes), storedDirectory };
 }
 
 function decodeTargets(body: ByteReader, old: PackDirectory, what: string): PackRef[] {

@@ -1,25 +1,25 @@
-import { hash } from "node:crypto";
-import { ByteReader, ByteWriter } from "../bytes/cursor.ts";
+import { ByteWriter } from "../bytes/cursor.ts";
 import { MiB } from "../bytes/size.ts";
 import { AppError } from "../errors.ts";
 import type { Repository } from "./config.ts";
-import { indexKey, newUuid, uuidBytes, uuidText } from "./names.ts";
-import { directoryLength } from "./pack.ts";
+import { encodeFramed, type FramedKind, openFramed } from "./framed-object.ts";
+import { indexKey, newUuid } from "./names.ts";
 import type { CompletedPack } from "./pack-assembly.ts";
-import { type PackDirectory, SLOTS_MAX } from "./pack-directory.ts";
-import { openDirectory } from "./stored-directory.ts";
+import type { PackDirectory } from "./pack-directory.ts";
+import { readStoredDirectory, writeStoredDirectory } from "./stored-directory.ts";
 
-/*
+/**
  * An index object (FORMAT.md, "Index"): the stored directories of complete packs, as advice for dedup.
  *
- *     0 magic "BLKHINDX"   8 u16 version   10 6 B zero
- *    16 body, sealed:  u32 packs; for each: pack 16 B, u32 slots, u64 bytes of blobs, the stored directory
- *       32 B SHA-256 of everything before
+ *     u32 packs; for each: pack 16 B, u32 slots, u64 bytes of blobs, the stored directory
  */
-const MAGIC = Buffer.from("BLKHINDX", "latin1");
-const VERSION = 1;
-const HEADER_SIZE = 16;
-const DIGEST_SIZE = 32;
+const INDEX: FramedKind = {
+  type: "index",
+  magic: "BLKHINDX",
+  version: 1,
+  versionCode: "E_INDEX_VERSION",
+  damaged: indexError,
+};
 
 /** Longer index objects are not read. Writers stay below: `FLUSH_BYTES` and one directory. */
 export const INDEX_OBJECT_MAX = 16 * MiB;
@@ -34,13 +34,8 @@ export function encodeIndexObject(
   packs: readonly IndexedPack[],
 ): Buffer {
   const body = new ByteWriter().u32(packs.length);
-  for (const { pack, directory, storedDirectory } of packs) {
-    body.bytes(uuidBytes(pack)).u32(directory.slotCount).u64(directory.blobBytes).bytes(storedDirectory);
-  }
-  const sealed = repository.sealer.sealObject("index", key, body.finish());
-  const header = new ByteWriter(HEADER_SIZE).bytes(MAGIC).u16(VERSION).bytes(Buffer.alloc(6)).finish();
-  const object = Buffer.concat([header, sealed]);
-  return Buffer.concat([object, hash("sha256", object, "buffer")]);
+  for (const pack of packs) writeStoredDirectory(body, pack);
+  return encodeFramed(repository, INDEX, key, body.finish());
 }
 
 /** The directories in an index object, decoded one after the other. Throws as `decodeIndexedPacks`. */
@@ -63,34 +58,12 @@ export function* decodeIndexedPacks(
   bytes: Buffer,
 ): Generator<IndexedPack, void> {
   const what = `index object ${key}`;
-  if (bytes.length < HEADER_SIZE + DIGEST_SIZE) throw indexError(what, "it is too short");
-  const object = bytes.subarray(0, -DIGEST_SIZE);
-  if (!hash("sha256", object, "buffer").equals(bytes.subarray(-DIGEST_SIZE))) {
-    throw indexError(what, "its checksum does not match");
+  const body = openFramed(repository, INDEX, key, bytes, what);
+  for (let left = body.u32(); left > 0; left--) {
+    const found = readStoredDirectory(repository, body, (why) => indexError(what, why));
+    yield { pack: found.directory.pack, ...found };
   }
-  const header = new ByteReader(object, what);
-  if (!header.bytes(MAGIC.length).equals(MAGIC)) throw indexError(what, "it does not begin like one");
-  const version = header.u16();
-  if (version !== VERSION) {
-    throw new AppError(
-      "usage",
-      "E_INDEX_VERSION",
-      `The ${what} has version ${version}; update blockhaul to read it`,
-    );
-  }
-  const body = new ByteReader(repository.sealer.openObject("index", key, object.subarray(HEADER_SIZE)), what);
-  for (let left = body.u32(); left > 0; left--) yield decodePack(repository, body, what);
   body.end();
-}
-
-function decodePack(repository: Repository, body: ByteReader, what: string): IndexedPack {
-  const pack = uuidText(body.bytes(16));
-  const slotCount = body.u32();
-  const blobBytes = body.u64();
-  if (slotCount > SLOTS_MAX) throw indexError(what, `a pack of ${slotCount} slots cannot be`);
-  const stored = body.bytes(directoryLength(slotCount, repository.sealer.encrypted));
-  const directory = openDirectory(repository, pack, stored, blobBytes);
-  return { pack, directory, storedDirectory: stored };
 }
 
 function indexError(what: string, why: string): AppError {

@@ -1,9 +1,9 @@
 import type { Repository } from "../../src/repository/config.ts";
 import { encodeForward, type Move } from "../../src/repository/forward.ts";
 import { forwardKey, newUuid, packKey } from "../../src/repository/names.ts";
-import { directoryLength } from "../../src/repository/pack.ts";
 import { type PackDirectory, PackDirectories } from "../../src/repository/pack-reader.ts";
 import { type CompletedPack, PackWriter } from "../../src/repository/pack-writer.ts";
+import { fetchStoredDirectory } from "../../src/repository/stored-directory.ts";
 import type { ObjectStore } from "../../src/store/store.ts";
 
 const never = new AbortController().signal;
@@ -68,7 +68,5 @@ export async function storeForward(
 
 /** The stored bytes of the directory of a pack that is there. */
 export async function storedDirectoryOf(repository: Repository, directory: PackDirectory): Promise<Buffer> {
-  const stored = Buffer.alloc(directoryLength(directory.slotCount, repository.sealer.encrypted));
-  await repository.store.getRange(packKey(directory.pack), 16 + directory.blobBytes, stored, never);
-  return stored;
+  return (await fetchStoredDirectory(repository, directory.ref, never))!.storedDirectory;
 }

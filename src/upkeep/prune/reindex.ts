@@ -1,10 +1,8 @@
 import { AppError, hasCode } from "../../errors.ts";
 import type { Repository } from "../../repository/config.ts";
 import { IndexWriter } from "../../repository/index-objects.ts";
-import { packKey } from "../../repository/names.ts";
-import { directoryLength, PACK_HEADER_SIZE } from "../../repository/pack.ts";
 import type { PackRef } from "../../repository/pack-directory.ts";
-import { openDirectory } from "../../repository/stored-directory.ts";
+import { fetchStoredDirectory } from "../../repository/stored-directory.ts";
 import { indexSources } from "./move-order.ts";
 
 /** A pack that was copied by a run that died, and where to. */
@@ -45,14 +43,12 @@ export async function listAdopted(
 async function addIfGood(
   repository: Repository,
   index: IndexWriter,
-  { pack, slotCount, blobBytes, digest }: PackRef,
+  ref: PackRef,
   signal: AbortSignal,
 ): Promise<void> {
-  const storedDirectory = Buffer.alloc(directoryLength(slotCount, repository.sealer.encrypted));
   try {
-    await repository.store.getRange(packKey(pack), PACK_HEADER_SIZE + blobBytes, storedDirectory, signal);
-    const directory = openDirectory(repository, pack, storedDirectory, blobBytes);
-    if (directory.digest.equals(digest)) await index.add({ pack, directory, storedDirectory }, signal);
+    const found = await fetchStoredDirectory(repository, ref, signal);
+    if (found !== undefined) await index.add({ pack: ref.pack, ...found }, signal);
   } catch (error) {
     if (!(error instanceof AppError) || (error.kind !== "corrupt" && !hasCode(error, "E_NO_OBJECT")))
       throw error;

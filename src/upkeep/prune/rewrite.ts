@@ -3,13 +3,12 @@ import { AppError, hasCode } from "../../errors.ts";
 import { mapOrdered } from "../../flow/map-ordered.ts";
 import type { Repository } from "../../repository/config.ts";
 import { recordDamaged } from "../../repository/damaged.ts";
-import { encodeForward, type Move, type OldPack } from "../../repository/forward.ts";
+import { encodeForward, type Move } from "../../repository/forward.ts";
 import { IndexWriter } from "../../repository/index-objects.ts";
 import { forwardKey, newUuid, packKey } from "../../repository/names.ts";
-import { directoryLength, PACK_HEADER_SIZE } from "../../repository/pack.ts";
 import type { PackDirectory, PackRef } from "../../repository/pack-directory.ts";
 import { type CompletedPack, PackWriter } from "../../repository/pack-writer.ts";
-import { openDirectory } from "../../repository/stored-directory.ts";
+import { fetchStoredDirectory, type StoredDirectory } from "../../repository/stored-directory.ts";
 import { SPAN_LIMITS, spans, type Span } from "../../restore/spans.ts";
 import type { PackToMove } from "./candidates.ts";
 import type { MoveGroup } from "./move-order.ts";
@@ -32,7 +31,7 @@ export interface RewriteReport {
 }
 
 /** A pack that is being copied. */
-interface Moving extends OldPack {
+interface Moving extends StoredDirectory {
   /** Ascending by slot. */
   readonly moves: { readonly slot: number; readonly pack: string; readonly to: number }[];
 }
@@ -132,14 +131,11 @@ class Rewriting {
   }
 
   /** The pack's directory, as the layers name it; undefined when it cannot be had, which is warned of. */
-  async #openOld(packRef: PackRef): Promise<OldPack | undefined> {
-    const { pack, slotCount, blobBytes, digest } = packRef;
-    const storedDirectory = Buffer.alloc(directoryLength(slotCount, this.#repository.sealer.encrypted));
+  async #openOld(packRef: PackRef): Promise<StoredDirectory | undefined> {
+    const { pack } = packRef;
     try {
-      const { store } = this.#repository;
-      await store.getRange(packKey(pack), PACK_HEADER_SIZE + blobBytes, storedDirectory, this.#run.signal);
-      const directory = openDirectory(this.#repository, pack, storedDirectory, blobBytes);
-      if (directory.digest.equals(digest)) return { directory, storedDirectory };
+      const found = await fetchStoredDirectory(this.#repository, packRef, this.#run.signal);
+      if (found !== undefined) return found;
       this.#warn(
         `The directory of pack ${pack} is damaged, so that it is left as it is; run blockhaul verify`,
       );
@@ -210,7 +206,7 @@ class Rewriting {
 /** Stores a forward under a fresh name. */
 export async function storeForward(
   repository: Repository,
-  old: OldPack,
+  old: StoredDirectory,
   moves: readonly Move[],
   signal: AbortSignal,
 ): Promise<void> {

@@ -5,9 +5,9 @@ import { IndexWriter, readIndexObject, type IndexedPack } from "../../repository
 import { openLayer } from "../../repository/layer-reader.ts";
 import type { LayerRef } from "../../repository/layer-writer.ts";
 import type { Manifest } from "../../repository/manifest.ts";
-import { packKey, parseKey, Prefix } from "../../repository/names.ts";
-import { directoryLength, PACK_HEADER_SIZE } from "../../repository/pack.ts";
-import { directoryDigest, type PackRef } from "../../repository/pack-directory.ts";
+import { parseKey, Prefix } from "../../repository/names.ts";
+import type { PackRef } from "../../repository/pack-directory.ts";
+import { fetchStoredDirectory } from "../../repository/stored-directory.ts";
 import type { ReadTools } from "../../repository/read-tools.ts";
 import { attempt } from "../verify/problems.ts";
 import type { RepairStep } from "./actions.ts";
@@ -119,15 +119,8 @@ async function indexedPack(
   signal: AbortSignal,
 ): Promise<IndexedPack | undefined> {
   const { value } = await attempt(async () => {
-    const directory = await directories.get(ref, signal);
-    const storedDirectory = Buffer.allocUnsafe(directoryLength(ref.slotCount, repository.sealer.encrypted));
-    await repository.store.getRange(
-      packKey(ref.pack),
-      PACK_HEADER_SIZE + ref.blobBytes,
-      storedDirectory,
-      signal,
-    );
-    return { pack: ref.pack, directory, storedDirectory };
+    await directories.get(ref, signal); // checks the size and the trailer too
+    return await fetchStoredDirectory(repository, ref, signal);
   }, signal);
-  return value !== undefined && directoryDigest(value.storedDirectory).equals(ref.digest) ? value : undefined;
+  return value && { pack: ref.pack, ...value };
 }

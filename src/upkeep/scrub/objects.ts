@@ -1,7 +1,7 @@
-import { hash } from "node:crypto";
 import { MiB } from "../../bytes/size.ts";
 import { AppError, hasCode } from "../../errors.ts";
 import type { RepositoryConfig } from "../../repository/config.ts";
+import { digestMatches } from "../../repository/framed-object.ts";
 import { decodeKeySlot } from "../../repository/keys.ts";
 import { damaged, decodeTrailer, encodeHeader, HEADER_SIZE, TRAILER_SIZE } from "../../repository/layer.ts";
 import { openLayer } from "../../repository/layer-reader.ts";
@@ -22,8 +22,6 @@ export type Coverage =
 
 /** No object that is read whole here is longer, in bytes. */
 const OBJECT_MAX = 64 * MiB;
-
-const DIGEST_SIZE = 32;
 
 /** Without a key. Of packs see `scrubPack`. */
 export function coverageOf(type: ObjectName["type"], encrypted: boolean): Coverage {
@@ -102,8 +100,7 @@ async function checkLayerFrame(
 }
 
 function checkDigest(key: string, bytes: Buffer): void {
-  const digest = hash("sha256", bytes.subarray(0, -DIGEST_SIZE), "buffer");
-  if (bytes.length > DIGEST_SIZE && digest.equals(bytes.subarray(-DIGEST_SIZE))) return;
+  if (digestMatches(bytes)) return;
   throw new AppError("corrupt", "E_DIGEST", `The object ${key} is damaged: its checksum does not match`, {
     key,
   });
