@@ -1,12 +1,12 @@
 import { z } from "zod";
 import { KiB } from "../bytes/size.ts";
-import { AppError, hasCode } from "../errors.ts";
+import { hasCode } from "../errors.ts";
 import type { Repository } from "./config.ts";
 import { name, timeText, uuid, uuid7 } from "./fields.ts";
 import type { GenerationName } from "./generations.ts";
 import { decodeManifest, MANIFEST_SIZE_MAX, type StoredManifest } from "./manifest.ts";
 import { Prefix, checkSourceName, forgottenKey, parseKey } from "./names.ts";
-import { encodeRecord, parseRecord } from "./record.ts";
+import { openRecord, type RecordKind, sealRecord } from "./placed-record.ts";
 
 /** A manifest in base64, and the other fields. */
 const FORGOTTEN_SIZE_MAX = 4 * Math.ceil(MANIFEST_SIZE_MAX / 3) + 4 * KiB;
@@ -26,6 +26,8 @@ const forgottenSchema = z
 
 /** What is kept of a generation that is about to be forgotten (FORMAT.md, "Holds and forgetting"). */
 export type Forgotten = z.infer<typeof forgottenSchema>;
+
+const FORGOTTEN: RecordKind<Forgotten> = { type: "forgotten", noun: "record", schema: forgottenSchema };
 
 /** A record as LIST tells it. */
 export interface ForgottenName extends GenerationName {
@@ -99,10 +101,7 @@ export async function findForgotten(
 
 /** The bytes to store. @throws AppError E_RECORD (corrupt) for a record that its own schema refuses. */
 export function encodeForgotten(repository: Repository, record: Forgotten): Buffer {
-  const key = forgottenKey(record.source, record.generation);
-  const plain = encodeRecord(record);
-  parseRecord(forgottenSchema, plain, `record ${key}`); // what would not be read back must not be written
-  return repository.sealer.sealObject("forgotten", key, plain);
+  return sealRecord(repository, FORGOTTEN, forgottenKey(record.source, record.generation), record);
 }
 
 /** The record in stored bytes, held against its place (R15). @throws AppError E_RECORD, E_SEAL, E_MISPLACED (corrupt). */
@@ -112,12 +111,5 @@ export function decodeForgotten(
   generation: string,
   bytes: Uint8Array,
 ): Forgotten {
-  const key = forgottenKey(source, generation);
-  const plain = repository.sealer.openObject("forgotten", key, bytes);
-  const record = parseRecord(forgottenSchema, plain, `record ${key}`);
-  const home = repository.config.repository;
-  if (record.source === source && record.generation === generation && record.repository === home)
-    return record;
-  const message = `The record ${key} belongs elsewhere and was put there`;
-  throw new AppError("corrupt", "E_MISPLACED", message, { key });
+  return openRecord(repository, FORGOTTEN, forgottenKey(source, generation), bytes, { source, generation });
 }

@@ -5,7 +5,7 @@ import type { Repository } from "./config.ts";
 import { name, shortText, timeText, uuid, uuid7 } from "./fields.ts";
 import { loadGeneration, type GenerationName } from "./generations.ts";
 import { Prefix, checkSourceName, holdKey, parseKey } from "./names.ts";
-import { encodeRecord, parseRecord } from "./record.ts";
+import { openRecord, type RecordKind, sealRecord } from "./placed-record.ts";
 
 /** A hold is never larger, in bytes as stored. */
 const HOLD_SIZE_MAX = 16 * KiB;
@@ -27,6 +27,8 @@ const holdSchema = z
 
 /** A generation that must not be forgotten (FORMAT.md, "Holds"). */
 export type Hold = z.infer<typeof holdSchema>;
+
+const HOLD: RecordKind<Hold> = { type: "hold", noun: "hold", schema: holdSchema };
 
 /** Holds by generation; undefined for one that cannot be read, which holds all the same. */
 export type Holds = ReadonlyMap<string, Hold | undefined>;
@@ -132,10 +134,7 @@ export async function loadHolds(
 
 /** The bytes to store. @throws AppError E_RECORD (corrupt) for a hold that its own schema refuses. */
 export function encodeHold(repository: Repository, hold: Hold): Buffer {
-  const key = holdKey(hold.source, hold.generation);
-  const plain = encodeRecord(hold);
-  parseRecord(holdSchema, plain, `hold ${key}`); // what would not be read back must not be written
-  return repository.sealer.sealObject("hold", key, plain);
+  return sealRecord(repository, HOLD, holdKey(hold.source, hold.generation), hold);
 }
 
 /** The hold in stored bytes, held against its place (R15). @throws AppError E_RECORD, E_SEAL, E_MISPLACED (corrupt). */
@@ -145,13 +144,7 @@ export function decodeHold(
   generation: string,
   stored: Uint8Array,
 ): Hold {
-  const key = holdKey(source, generation);
-  const hold = parseRecord(holdSchema, repository.sealer.openObject("hold", key, stored), `hold ${key}`);
-  const home = repository.config.repository;
-  if (hold.source === source && hold.generation === generation && hold.repository === home) return hold;
-  throw new AppError("corrupt", "E_MISPLACED", `The hold ${key} belongs elsewhere and was put there`, {
-    key,
-  });
+  return openRecord(repository, HOLD, holdKey(source, generation), stored, { source, generation });
 }
 
 async function loadHold(
