@@ -63,7 +63,7 @@ export async function lockedUntil(
   const now = await store.now(signal);
   const limit = pLimit(REQUESTS_MAX);
   await limit.map(keys, async (key) => {
-    const until = (await store.retention(key, signal))?.until;
+    const until = (await store.head(key, signal))?.retention?.until;
     if (until !== undefined && until > now) locked.set(key, until);
   });
   return locked;
@@ -88,9 +88,8 @@ export async function extendLocks(
   const retention = { mode: lock.mode, until: new Date(now + lock.days * DAY_MS) };
   const limit = pLimit(REQUESTS_MAX);
   const extended = await limit.map(keys, async (key) => {
-    const until = (await store.retention(key, signal))?.until.getTime() ?? 0;
-    if (until >= enough) return false;
-    if (until === 0 && (await store.head(key, signal)) === undefined) return false;
+    const found = await store.head(key, signal);
+    if (found === undefined || (found.retention?.until.getTime() ?? 0) >= enough) return false;
     await store.extendRetention(key, retention, signal);
     return true;
   });

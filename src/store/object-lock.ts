@@ -1,14 +1,4 @@
-import type { ObjectStore } from "./store.ts";
-
-/** S3's retention modes: who may end `governance` early has a permission of its own; `compliance` nobody ends. */
-export type LockMode = "governance" | "compliance";
-
-/** Until when nobody can delete an object's bytes (S3 user guide, "Locking objects with Object Lock"). */
-export interface Retention {
-  readonly mode: LockMode;
-  /** By the store's clock. */
-  readonly until: Date;
-}
+import type { LockMode, ObjectStore, Retention } from "./store.ts";
 
 /** Which objects are locked when they are written, and for how long; undefined: this one is not. */
 export type LockRule = (key: string) => { readonly mode: LockMode; readonly days: number } | undefined;
@@ -20,9 +10,6 @@ export interface LockingStore extends ObjectStore {
 
   /** The same store, which locks what the rule names as it is written: there is no moment at which it could be deleted. */
   withLocks(rule: LockRule): LockingStore;
-
-  /** Costs a HEAD. @returns undefined when there is no such object, or no lock on it. */
-  retention(key: string, signal: AbortSignal): Promise<Retention | undefined>;
 
   /**
    * Locks an object for longer. @throws AppError E_NO_OBJECT; of a compliance lock that would become shorter, what the

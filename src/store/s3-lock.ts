@@ -1,13 +1,10 @@
-import {
-  GetObjectLockConfigurationCommand,
-  HeadObjectCommand,
-  PutObjectRetentionCommand,
-} from "@aws-sdk/client-s3";
+import { GetObjectLockConfigurationCommand, PutObjectRetentionCommand } from "@aws-sdk/client-s3";
 import { AppError } from "../errors.ts";
-import type { LockMode, LockRule, Retention } from "./object-lock.ts";
+import type { LockRule } from "./object-lock.ts";
 import { noObject } from "./object-errors.ts";
 import type { S3Connection } from "./s3-connection.ts";
 import { s3ErrorName, s3ErrorStatus } from "./s3-errors.ts";
+import type { LockMode, Retention } from "./store.ts";
 
 const DAY_MS = 86_400_000;
 
@@ -59,32 +56,16 @@ export class S3Lock {
     );
   }
 
-  async retention(key: string, signal: AbortSignal): Promise<Retention | undefined> {
-    const command = new HeadObjectCommand(this.#object(key));
-    try {
-      const found = await this.#connection.send(command, key, signal);
-      const { ObjectLockMode: mode, ObjectLockRetainUntilDate: until } = found;
-      if (mode === undefined || until === undefined) return undefined;
-      return { mode: mode === "COMPLIANCE" ? "compliance" : "governance", until };
-    } catch (error) {
-      if (error instanceof AppError && s3ErrorStatus(error.cause) === 404) return undefined;
-      throw error;
-    }
-  }
-
   async extend(key: string, { mode, until }: Retention, signal: AbortSignal): Promise<void> {
     const Retention = { Mode: stored(mode), RetainUntilDate: until };
-    const command = new PutObjectRetentionCommand({ ...this.#object(key), Retention });
+    const { bucket: Bucket } = this.#connection;
+    const command = new PutObjectRetentionCommand({ Bucket, Key: this.#connection.name(key), Retention });
     try {
       await this.#connection.send(command, key, signal);
     } catch (error) {
       if (!(error instanceof AppError) || s3ErrorStatus(error.cause) !== 404) throw error;
       throw noObject(this.#connection.location, key, error);
     }
-  }
-
-  #object(key: string): { Bucket: string; Key: string } {
-    return { Bucket: this.#connection.bucket, Key: this.#connection.name(key) };
   }
 }
 

@@ -24,8 +24,14 @@ export async function headObject(
 ): Promise<ObjectInfo | undefined> {
   const command = new HeadObjectCommand({ Bucket: connection.bucket, Key: connection.name(key) });
   try {
-    const { ContentLength, LastModified } = await connection.send(command, key, signal);
-    return { key, size: ContentLength ?? 0, lastModified: LastModified ?? new Date(0) };
+    const found = await connection.send(command, key, signal);
+    const { ContentLength, LastModified, ObjectLockMode, ObjectLockRetainUntilDate: until } = found;
+    const info = { key, size: ContentLength ?? 0, lastModified: LastModified ?? new Date(0) };
+    if (ObjectLockMode === undefined || until === undefined) return info;
+    return {
+      ...info,
+      retention: { mode: ObjectLockMode === "COMPLIANCE" ? "compliance" : "governance", until },
+    };
   } catch (error) {
     if (error instanceof AppError && s3ErrorStatus(error.cause) === 404) return undefined;
     throw error;

@@ -10,12 +10,19 @@ import { AppError } from "../errors.ts";
 import { checkKey, checkPrefix } from "./key.ts";
 import type { S3Location } from "./location.ts";
 import { abortMultipart, MultipartUpload } from "./multipart.ts";
-import type { LockingStore, LockRule, Retention } from "./object-lock.ts";
+import type { LockingStore, LockRule } from "./object-lock.ts";
 import { S3Connection, type S3Options } from "./s3-connection.ts";
 import { S3Creator } from "./s3-create.ts";
 import { S3Lock } from "./s3-lock.ts";
 import { headObject, readObject, readRange, readTail } from "./s3-read.ts";
-import type { ObjectInfo, PartUpload, PendingUpload, RequestCounts, StoreLimits } from "./store.ts";
+import type {
+  ObjectInfo,
+  PartUpload,
+  PendingUpload,
+  RequestCounts,
+  Retention,
+  StoreLimits,
+} from "./store.ts";
 
 /** "Multipart upload limits" of the S3 user guide. */
 const LIMITS: StoreLimits = { partSizeMin: 5 * MiB, partSizeMax: 5 * GiB, partsMax: 10_000 };
@@ -49,11 +56,6 @@ export class S3Store implements LockingStore {
 
   async checkObjectLock(signal: AbortSignal): Promise<void> {
     await this.#lock.check(signal);
-  }
-
-  async retention(key: string, signal: AbortSignal): Promise<Retention | undefined> {
-    checkKey(key);
-    return this.#lock.retention(key, signal);
   }
 
   async extendRetention(key: string, retention: Retention, signal: AbortSignal): Promise<void> {

@@ -1,9 +1,21 @@
+/** S3's retention modes: who may end `governance` early has a permission of its own; `compliance` nobody ends. */
+export type LockMode = "governance" | "compliance";
+
+/** Until when nobody can delete an object's bytes (S3 user guide, "Locking objects with Object Lock"). */
+export interface Retention {
+  readonly mode: LockMode;
+  /** By the store's clock. */
+  readonly until: Date;
+}
+
 /** An object as LIST and HEAD tell it. */
 export interface ObjectInfo {
   readonly key: string;
   readonly size: number;
   /** By the store's clock, not ours. AWS dates a multipart object by its initiation. */
   readonly lastModified: Date;
+  /** By HEAD alone, of an object that is or was locked. */
+  readonly retention?: Retention;
 }
 
 /** An upload that was begun and neither completed nor aborted: billed, and invisible to LIST. */

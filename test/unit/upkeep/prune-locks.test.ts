@@ -1,5 +1,6 @@
 import { beforeEach, expect, test } from "vitest";
-import type { LockingStore, Retention } from "../../../src/store/object-lock.ts";
+import type { LockingStore } from "../../../src/store/object-lock.ts";
+import type { ObjectInfo, Retention } from "../../../src/store/store.ts";
 import { MemoryStore } from "../../support/memory-store.ts";
 import { DAY, forward, runPrune, stopClock } from "../../support/prunes.ts";
 import { ALL, expectAllRestore, keysOf, thinPacks } from "../../support/thin-packs.ts";
@@ -18,8 +19,10 @@ class LockingMemoryStore extends MemoryStore implements LockingStore {
     return this;
   }
 
-  retention(key: string): Promise<Retention | undefined> {
-    return Promise.resolve(this.locks.get(key));
+  override async head(key: string, signal: AbortSignal): Promise<ObjectInfo | undefined> {
+    const info = await super.head(key, signal);
+    const retention = this.locks.get(key);
+    return info && { ...info, ...(retention !== undefined && { retention }) };
   }
 
   extendRetention(key: string, retention: Retention): Promise<void> {
