@@ -9,10 +9,13 @@ export interface WantedBlob {
   readonly chunks: readonly number[];
 }
 
+/** Where the slots of a pack lie, and how long they are. */
+export type SlotPlaces = Pick<PackDirectory, "slotCount" | "offsetOf" | "storedLength" | "rawLength">;
+
 /** A stretch of a pack that one ranged GET fetches. */
-export interface Span {
+export interface Span<Directory extends SlotPlaces = PackDirectory> {
   readonly pack: string;
-  readonly directory: PackDirectory;
+  readonly directory: Directory;
   /** Where in the object, in bytes. */
   readonly offset: number;
   readonly length: number;
@@ -39,7 +42,11 @@ export const GETS = 6;
  *
  * @throws AppError E_SLOT (corrupt) when the layer names a slot that the pack does not have.
  */
-export function* spans(part: PackPart, directory: PackDirectory, limits: SpanLimits): Generator<Span, void> {
+export function* spans<Directory extends SlotPlaces>(
+  part: PackPart,
+  directory: Directory,
+  limits: SpanLimits,
+): Generator<Span<Directory>, void> {
   const { pack } = part.packRef;
   let blobs: WantedBlob[] = [];
   let start = 0;

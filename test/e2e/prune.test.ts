@@ -1,6 +1,6 @@
 import { readdir, readFile, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { expect, test, vi } from "vitest";
+import { expect, onTestFinished, test, vi } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import type { CondemnedRecord } from "../../src/repository/condemned.ts";
 import { encodeRecord } from "../../src/repository/record.ts";
@@ -8,7 +8,13 @@ import type { PruneReport } from "../../src/upkeep/prune/prune-report.ts";
 import { backUpFile, keepTruth } from "../support/exported-images.ts";
 import { temporaryFolder } from "../support/folder.ts";
 import { compareFiles, makeImage } from "../support/images.ts";
-import { directoryRepository, type TestRepository } from "../support/repositories.ts";
+import { minioClient, startMinio } from "../support/minio.ts";
+import {
+  bucketRepository,
+  directoryRepository,
+  programFor,
+  type TestRepository,
+} from "../support/repositories.ts";
 
 // many runs of the program, which a busy machine may take its time for
 vi.setConfig({ testTimeout: 180_000 });
@@ -84,4 +90,33 @@ test("forgotten, brought back, forgotten, condemned, deleted; and what is kept r
   expect(await compareFiles(restored, kept.truth)).toBeUndefined();
   expect((await repository.run("verify", "--read-data")).code).toBe(0);
   expect((await repository.run("prune", "--grace", "1h")).code).toBe(2);
+});
+
+test("in a bucket it says what it sends and what that costs, by a sheet of one's own too", async () => {
+  const server = await startMinio();
+  onTestFinished(() => server.stop());
+  await minioClient(server).makeBucket("prune-prices");
+  const repository = await bucketRepository(server, "prune-prices");
+  const folder = await temporaryFolder();
+  const image = join(folder, "web.raw");
+  await makeImage(image, { size: 2 * MiB, seed: 1, parts: [{ kind: "random", length: 2 * MiB }] });
+  await backUpFile(repository, image);
+
+  const { stdout } = await repository.run("prune", "--dry-run");
+  expect(stdout).toMatch(/^Would send about: .*ListObjectsV2 \d+, .*; less than \$0\.0001$/m);
+  expect(stdout).toMatch(/^Saves \$0 a month \(AWS S3 Standard, eu-central-1, 20\d\d-\d\d-\d\d\)$/m);
+  expect((await repository.run("stats")).stdout).toMatch(/^less than \$0\.0001 a month \(AWS/m);
+
+  const own = join(folder, "prices.json");
+  const sheet = { name: "Ours", asOf: "2026-01-01", currency: "CHF ", gibOut: 0 };
+  await writeFile(own, JSON.stringify({ ...sheet, writesPer1000: 1000, readsPer1000: 0, gibMonth: 1024 }));
+  const priced = programFor(repository.location, { ...repository.env, BLOCKHAUL_PRICES: own });
+  const done = await priced.json<PruneReport & { readonly cost: { readonly requests: number } }>("prune");
+  const { ListObjectsV2 = 0, PutObject = 0 } = done.requests;
+  expect(done.cost.requests).toBe(ListObjectsV2 + PutObject);
+  expect((await priced.run("stats")).stdout).toMatch(/^CHF 2\.\d\d a month \(Ours, 2026-01-01\)$/m);
+
+  await writeFile(own, "{}");
+  const refused = await priced.run("stats");
+  expect(refused).toMatchObject({ code: 2, stderr: expect.stringContaining(own) as string });
 });

@@ -6,8 +6,10 @@ import { parseMaxRepack, parseMaxUnused } from "../../upkeep/prune/rewrite-limit
 import type { PruneReport } from "../../upkeep/prune/prune-report.ts";
 import { prune } from "../../upkeep/prune/prune.ts";
 import type { Tally } from "../../upkeep/prune/survey.ts";
+import { formatMoney, requestCost, storageCost, transferCost, type Prices } from "../../store/prices.ts";
 import { action } from "../action.ts";
 import { table } from "../output.ts";
+import { pricesOf } from "../prices.ts";
 import { isGone, thisProcess } from "../process.ts";
 import { withRepository, type RepositoryFlags } from "../session.ts";
 
@@ -71,14 +73,39 @@ Examples:
             warn: (message: string) => cli.output.warn(message),
             rewrite,
           };
+          const prices = await pricesOf(repository.store);
           const report = await prune(repository, options, cli.run);
-          cli.output.result(report, () => text(report));
+          const cost = prices && costOf(report, prices);
+          cli.output.result({ ...report, cost: cost ?? null }, () => text(report, cost));
         });
       }),
     );
 }
 
-function text(report: PruneReport): string {
+/** Money, in the currency of the price sheet. */
+interface Cost {
+  readonly prices: Prices;
+  /** Of what was sent, or in a dry run would be. */
+  readonly requests: number;
+  /** Of the bytes that are copied, if they leave the provider's network on their way. */
+  readonly transfer: number;
+  /** No longer to be paid each month: for what is deleted now, and for what a later prune then deletes. */
+  readonly savedMonthly: number;
+  readonly savedMonthlyLater: number;
+}
+
+function costOf(report: PruneReport, prices: Prices): Cost {
+  const { requests, expectedRequests = requests, deleted, condemned, waiting, rewritten } = report;
+  return {
+    prices,
+    requests: requestCost(expectedRequests, prices),
+    transfer: transferCost(rewritten.bytes, prices),
+    savedMonthly: storageCost(deleted.bytes, prices),
+    savedMonthlyLater: storageCost(condemned.bytes + waiting.bytes, prices),
+  };
+}
+
+function text(report: PruneReport, cost: Cost | undefined): string {
   const would = report.dryRun ? "would be " : "";
   const rows: [string, Tally, string][] = [
     [
@@ -103,15 +130,31 @@ function text(report: PruneReport): string {
   const freed = `${report.dryRun ? "Would free" : "Freed"} ${formatSize(report.deleted.bytes)}`;
   const later = report.condemned.bytes + report.waiting.bytes;
   const summary = later === 0 ? freed : `${freed}; ${formatSize(later)} will be freed by a later prune`;
-  const requests = Object.entries(report.requests).map(([operation, count]) => `${operation} ${count}`);
   return [
     table(["", "PACKS", "LAYERS", "SIZE", "WHY"], lines),
     summary,
     ...rewritten(report),
     ...tidied(report),
     ...(report.locksExtended > 0 ? [`Locked anew: ${counted(report.locksExtended, "object")}`] : []),
-    ...(requests.length > 0 ? [`Requests: ${requests.join(", ")}`] : []),
+    ...sent(report, cost),
   ].join("\n");
+}
+
+function sent(
+  { dryRun, requests, expectedRequests = requests }: PruneReport,
+  cost: Cost | undefined,
+): string[] {
+  const counts = Object.entries(expectedRequests).map(([operation, count]) => `${operation} ${count}`);
+  if (counts.length === 0 || cost === undefined) return [];
+  const { prices, requests: price, transfer, savedMonthly, savedMonthlyLater } = cost;
+  const money = (amount: number): string => formatMoney(amount, prices);
+  const moved = transfer > 0 ? `, and ${money(transfer)} for transfer unless it runs next to the bucket` : "";
+  const later =
+    savedMonthlyLater > 0 ? `, and ${money(savedMonthlyLater)} when a later prune has deleted the rest` : "";
+  return [
+    `${dryRun ? "Would send about" : "Sent"}: ${counts.join(", ")}; ${money(price)}${moved}`,
+    `Saves ${money(savedMonthly)} a month${later} (${prices.name}, ${prices.asOf})`,
+  ];
 }
 
 function rewritten({ dryRun, rewritten: thin }: PruneReport): string[] {

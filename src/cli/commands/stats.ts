@@ -1,7 +1,9 @@
 import { Command } from "commander";
 import { formatSize } from "../../bytes/size.ts";
+import { formatMoney, storageCost } from "../../store/prices.ts";
 import { repositoryStats, type ObjectTotals } from "../../upkeep/stats.ts";
 import { action } from "../action.ts";
+import { pricesOf } from "../prices.ts";
 import { withRepository, type RepositoryFlags } from "../session.ts";
 
 export function statsCommand(): Command {
@@ -13,7 +15,9 @@ export function statsCommand(): Command {
         await withRepository(command.optsWithGlobals<RepositoryFlags>(), cli, async (repository) => {
           const stats = await repositoryStats(repository, cli.run.signal);
           const stored = stats.packs.bytes + stats.layers.bytes + stats.index.bytes + stats.manifests.bytes;
-          cli.output.result({ ...stats, storedBytes: stored }, () =>
+          const prices = await pricesOf(repository.store);
+          const monthly = prices === undefined ? null : storageCost(stored, prices);
+          cli.output.result({ ...stats, storedBytes: stored, monthlyCost: monthly }, () =>
             [
               `${stats.generations} generations of ${stats.sources} sources, ${formatSize(stats.logicalBytes)} if each were restored`,
               `stored ${formatSize(stored)}${stored === 0 ? "" : `, ${(stats.logicalBytes / stored).toFixed(1)} times less`}`,
@@ -21,6 +25,11 @@ export function statsCommand(): Command {
               `  layers     ${objects(stats.layers)}`,
               `  index      ${objects(stats.index)}`,
               `  manifests  ${objects(stats.manifests)}`,
+              ...(prices === undefined
+                ? []
+                : [
+                    `${formatMoney(storageCost(stored, prices), prices)} a month (${prices.name}, ${prices.asOf})`,
+                  ]),
             ].join("\n"),
           );
         });

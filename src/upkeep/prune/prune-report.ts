@@ -29,13 +29,22 @@ export interface PruneReport {
   /** Of objects in use (Object Lock). */
   readonly locksExtended: number;
   readonly requests: RequestCounts;
+  /** In a dry run: what a run would send that is none, about. */
+  readonly expectedRequests?: RequestCounts;
   readonly seconds: number;
 }
 
 /** What a run found and did. */
 export interface Facts extends Pick<
   PruneReport,
-  "dryRun" | "layersRead" | "rewritten" | "indexesReplaced" | "locksExtended" | "requests" | "seconds"
+  | "dryRun"
+  | "layersRead"
+  | "rewritten"
+  | "indexesReplaced"
+  | "locksExtended"
+  | "requests"
+  | "expectedRequests"
+  | "seconds"
 > {
   readonly roots: Roots;
   readonly found: Survey;

@@ -6,6 +6,7 @@ import { acquireLease, DEFAULT_LEASE, type Lease, type LeaseHolder } from "../..
 import { forgottenKey, uuidv7 } from "../../repository/names.ts";
 import type { PinLookup } from "../../repository/pins.ts";
 import type { RequestCounts } from "../../store/store.ts";
+import { expectedRequests } from "./expected-requests.ts";
 import { Forwarding } from "./forwarding.ts";
 import { extendLiveLocks, withoutLocked } from "./locks.ts";
 import { Live, markLive } from "./mark.ts";
@@ -17,7 +18,7 @@ import type { RewriteLimits } from "./rewrite-limits.ts";
 import { readRoots, type Roots } from "./roots.ts";
 import { condemnedSince, isNeeded, survey, type DeadObject, type SurveyOptions } from "./survey.ts";
 import { sweep } from "./sweep.ts";
-import { NOT_REWRITTEN, ThinPacks } from "./thin.ts";
+import { NOT_REWRITTEN, planned, ThinPacks } from "./thin.ts";
 import { damagedPacks, findLitter } from "./tidy.ts";
 
 /** In place of a source, in the lease of a prune; begins like no name that anybody would choose. */
@@ -107,7 +108,9 @@ class Prune {
     const { signal } = this.#run;
     const { rewrite } = this.#options;
     const now = await repository.store.now(signal);
+    const beforeMark = this.#sent();
     const roots = await this.#mark(now);
+    const mark = difference(this.#sent(), beforeMark);
     const records: CondemnedRecord[] = [];
     for await (const record of loadCondemned(repository, signal)) records.push(record);
     const condemned = condemnedSince(records);
@@ -120,14 +123,26 @@ class Prune {
     const facts = { now, limit, live: this.#live, roots, records, found };
     const litter = await findLitter(repository, facts, signal);
     if (lease === undefined) {
-      const rewritten = rewrite === undefined ? NOT_REWRITTEN : thin.plan(rewrite);
-      const planned = {
-        condemned: found.fresh,
-        deleted: found.expired,
+      const moves = rewrite === undefined ? undefined : thin.plan(rewrite);
+      const { fresh, expired, live } = found;
+      const { generations, sources } = roots;
+      const work = { mark, fresh, expired, litter, moves, sources, forgotten: roots.expired.length };
+      const expected = await expectedRequests(
+        repository,
+        { ...work, sent: this.#sent(), live: live.packs + live.layers + generations },
+        signal,
+      );
+      return this.#report({
+        roots,
+        found,
+        litter,
+        rewritten: moves === undefined ? NOT_REWRITTEN : planned(moves),
+        condemned: fresh,
+        deleted: expired,
         indexesReplaced: 0,
         locksExtended: 0,
-      };
-      return this.#report({ roots, found, litter, rewritten, ...planned });
+        expectedRequests: expected,
+      });
     }
 
     const locksExtended = await extendLiveLocks(
@@ -241,14 +256,13 @@ class Prune {
   }
 
   #report(facts: Omit<Facts, "dryRun" | "layersRead" | "requests" | "seconds">): PruneReport {
-    const requests: Record<string, number> = {};
-    for (const [operation, count] of Object.entries(this.#repository.store.requests())) {
-      const sent = count - (this.#requestsBefore[operation] ?? 0);
-      if (sent > 0) requests[operation] = sent;
-    }
     const { dryRun } = this.#options;
     const seconds = (performance.now() - this.#startedMs) / 1000;
-    return reportOf({ ...facts, dryRun, layersRead: this.#layersRead, requests, seconds });
+    return reportOf({ ...facts, dryRun, layersRead: this.#layersRead, requests: this.#sent(), seconds });
+  }
+
+  #sent(): RequestCounts {
+    return difference(this.#repository.store.requests(), this.#requestsBefore);
   }
 }
 
@@ -266,6 +280,14 @@ function deadForwards(
     if (since !== undefined && since <= limit.getTime()) expired.push({ type: "forward", id, key, size });
   }
   return { fresh, expired };
+}
+
+/** What has been sent between two counts. */
+function difference(after: RequestCounts, before: RequestCounts): RequestCounts {
+  const sent = Object.entries(after).map(
+    ([operation, count]) => [operation, count - (before[operation] ?? 0)] as const,
+  );
+  return Object.fromEntries(sent.filter(([, count]) => count > 0));
 }
 
 function keyOfForgotten({ source, generation }: ForgottenName): string {

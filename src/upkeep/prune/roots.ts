@@ -26,6 +26,8 @@ export interface Roots {
   /** Manifests that were read, by key: generations, and those of forgotten ones that still count. */
   readonly generations: number;
   readonly forgotten: number;
+  /** That have a generation. */
+  readonly sources: number;
   /** By layer. */
   readonly layers: ReadonlyMap<string, RootLayer>;
   /** Runs that made one of these generations. */
@@ -83,7 +85,8 @@ export async function readRoots(
   const expired = records.filter(
     ({ generation, lastModified }) => lastModified <= options.forgottenSince && !pinned.has(generation),
   );
-  return { ...found.counts, layers: found.layers, makers: found.makers, liveRuns: live, expired };
+  const sources = new Set(names.map(({ source }) => source)).size;
+  return { ...found.counts, sources, layers: found.layers, makers: found.makers, liveRuns: live, expired };
 }
 
 /** What the manifests that were read name. */

@@ -28,6 +28,11 @@ export const NOT_REWRITTEN: ThinReport = {
   freedBytes: 0,
 };
 
+/** What a dry run says of a choice. */
+export function planned({ packs, copiedBytes, freedBytes }: Choice): ThinReport {
+  return { ...NOT_REWRITTEN, packs: packs.length, bytes: copiedBytes, freedBytes };
+}
+
 /** The rewriting of thin packs within one prune: it is told of every pack that is needed, chooses, and moves. */
 export class ThinPacks {
   readonly #repository: Repository;
@@ -68,10 +73,9 @@ export class ThinPacks {
     this.#candidates.consider(pack, !young && begun && !this.#isDamaged(pack));
   }
 
-  /** What `rewrite` would do. */
-  plan(limits: RewriteLimits): ThinReport {
-    const { packs, copiedBytes, freedBytes } = this.#candidates.choose(limits);
-    return { ...NOT_REWRITTEN, packs: packs.length, bytes: copiedBytes, freedBytes };
+  /** What `rewrite` would move. */
+  plan(limits: RewriteLimits): Choice {
+    return this.#candidates.choose(limits);
   }
 
   /**
