@@ -1,5 +1,6 @@
 import { execFile, spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
+import { setTimeout as pause } from "node:timers/promises";
 import { AppError, messageOf, systemCode } from "../errors.ts";
 
 /** The Debian packages of the programs that are run. */
@@ -8,6 +9,10 @@ const PACKAGES: Readonly<Record<string, string>> = {
   "qemu-nbd": "qemu-utils",
   fallocate: "util-linux",
 };
+
+/** How often a program is asked to end, and how long it has each time, in milliseconds. */
+const STOP_SIGNALS = 20;
+const STOP_REPEAT_MS = 1000;
 
 /** Output kept of a program, in bytes; more is a failure of that program. */
 const OUTPUT_MAX = 64 * 1024;
@@ -45,7 +50,7 @@ export async function runProgram(
 export interface RunningProgram {
   /** Its exit, with its last words, as an error. Never resolves. */
   readonly died: Promise<never>;
-  /** SIGTERM, and waits for its end. Safe to call twice. */
+  /** SIGTERM, and waits for its end; SIGKILL when that has not come within 20 s. Safe to call twice. */
   stop(): Promise<void>;
 }
 
@@ -64,10 +69,16 @@ export function startProgram(program: string, args: readonly string[]): RunningP
   return { died, stop: () => stop(child) };
 }
 
+/** More than once: qemu-nbd forgets a signal that comes before its main loop has begun. */
 async function stop(child: ChildProcess): Promise<void> {
-  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
+  const isOver = (): boolean => child.exitCode !== null || child.signalCode !== null;
+  if (child.pid === undefined || isOver()) return;
   const exited = once(child, "exit");
-  child.kill("SIGTERM");
+  for (let time = 0; time < STOP_SIGNALS && !isOver(); time++) {
+    child.kill("SIGTERM");
+    await Promise.race([exited, pause(STOP_REPEAT_MS, undefined, { ref: false })]);
+  }
+  if (!isOver()) child.kill("SIGKILL");
   await exited;
 }
 

@@ -1,9 +1,9 @@
-import { access, mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import type { DiskTarget } from "../disk/disk.ts";
 import { PartialFile } from "../disk/partial-file.ts";
-import { AppError } from "../errors.ts";
+import { AppError, hasCode } from "../errors.ts";
 import { runProgram, startProgram, type RunningProgram } from "../flow/programs.ts";
 import { pause } from "../flow/retry.ts";
 import { openNbdTarget } from "../nbd/target.ts";
@@ -72,12 +72,8 @@ export async function createImage(
       "--discard=unmap",
       file.path,
     ]);
-    await Promise.race([waitForSocket(socket, signal), server.died]);
-    disk = await openNbdTarget(
-      parseNbdUri(`nbd+unix:///disk?socket=${encodeURIComponent(socket)}`),
-      {},
-      signal,
-    );
+    const uri = `nbd+unix:///disk?socket=${encodeURIComponent(socket)}`;
+    disk = await openWhenServed(uri, server, signal);
   } catch (error) {
     await close();
     throw error;
@@ -106,15 +102,25 @@ function freshDisk(disk: DiskTarget, path: string): DiskTarget {
   };
 }
 
-async function waitForSocket(socket: string, signal: AbortSignal): Promise<void> {
+/** Its socket is there before anybody listens on it, and whoever comes too early is refused. */
+async function openWhenServed(uri: string, server: RunningProgram, signal: AbortSignal): Promise<DiskTarget> {
+  const dead = new AbortController();
+  server.died.catch((reason: unknown) => dead.abort(reason));
+  const either = AbortSignal.any([signal, dead.signal]);
   const deadline = performance.now() + START_MS;
-  while (performance.now() < deadline) {
-    const there = await access(socket).then(
-      () => true,
-      () => false,
-    );
-    if (there) return;
-    await pause(10, signal);
+  for (;;) {
+    try {
+      return await openNbdTarget(parseNbdUri(uri), {}, either);
+    } catch (error) {
+      either.throwIfAborted();
+      if (!hasCode(error, "E_NBD_CONNECT")) throw error;
+      if (performance.now() > deadline) throw silent(error);
+      await pause(10, either);
+    }
   }
-  throw new AppError("source", "E_PROGRAM", `qemu-nbd did not begin to serve within ${START_MS / 1000} s`);
+}
+
+function silent(cause: unknown): AppError {
+  const message = `qemu-nbd did not begin to serve within ${START_MS / 1000} s`;
+  return new AppError("source", "E_PROGRAM", message, {}, cause);
 }
