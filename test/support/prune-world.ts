@@ -40,6 +40,34 @@ const EXPECTED = new Set(
   ].flatMap((codes) => codes.split(" ")),
 );
 
+/**
+ * Requests before which a program is made to wait while others come to their end: on one side of each it has looked at
+ * something, or said something, that the rules make others heed.
+ */
+const WINDOWS: Readonly<Record<string, RegExp>> = {
+  backup: /^(list (condemned|runs|index|generations)|beginUpload packs|put (index|layers|generations))/,
+  prune:
+    /^(put (condemned|forwards)|list (generations|runs|forgotten|condemned|forwards)|delete (packs|layers|forwards|forgotten))/,
+  forget: /^(put forgotten|list runs|delete generations)/,
+  restore: /^(put runs|get (generations|forwards|packs)|list forwards)/,
+  return: /^(put generations|list condemned|get (forgotten|layers))/,
+};
+
+/** Who is let loose meanwhile: on those that need things, who removes them; on who removes them, those that need them. */
+const RIVALS: Readonly<Record<string, readonly string[]>> = {
+  backup: ["prune", "prune", "prune", "forget"],
+  restore: ["prune", "prune", "forget"],
+  return: ["prune", "prune", "forget"],
+  forget: ["restore", "backup", "prune"],
+  prune: ["backup", "backup", "backup", "return", "forget", "restore", "prune"],
+};
+
+/** How often each program is started, of twenty times. */
+const SHARES = { backup: 7, prune: 5, forget: 3, restore: 2, return: 1, hold: 2 };
+
+/** Requests of a rival, at most, before the other one goes on. */
+const RIVAL_REQUESTS_MAX = 120;
+
 type Random = (below: number) => number;
 
 /** What a restore of a generation reads. */
@@ -70,9 +98,13 @@ export class PruneWorld {
   readonly #doubtful = new Set<string>();
   readonly #returning = new Map<Actor, string>();
   readonly #leases = new Map<string, Actor>();
+  /** Requests that somebody was seen to wait with. */
+  readonly #seen = new WeakSet<object>();
   readonly #taking = new Map<Actor, readonly number[]>();
   #favorite: Actor | undefined;
   #failure: Error | undefined;
+  /** Since the last check something was deleted, or a generation came. */
+  #changed = true;
 
   constructor(random: Random, workers: ChunkWorkers, cacheDirs: readonly string[]) {
     this.#random = random;
@@ -103,9 +135,14 @@ export class PruneWorld {
   /** Lets one thing happen, and checks that no generation misses anything. */
   async step(): Promise<void> {
     const random = this.#random;
+    const waiting = this.#atWindow();
+    if (waiting !== undefined && random(4) === 0) {
+      await this.#meanwhile(waiting);
+      return;
+    }
     const actors = [...this.#actors.all];
     const what = random(1000);
-    if (actors.length === 0 || (what < 60 && actors.length < ACTORS_MAX)) this.#startOne();
+    if (actors.length === 0 || (what < 60 && actors.length < ACTORS_MAX)) this.#startAny();
     else if (what < 60) this.#releaseSome(actors);
     else if (what < 64) this.#kill(actors[random(actors.length)]!);
     else if (what < 76) this.#toggle(actors[random(actors.length)]!);
@@ -172,9 +209,11 @@ export class PruneWorld {
     }
   }
 
-  /** Nothing that a listed generation needs has gone. */
+  /** Nothing that a listed generation needs has gone. Looks only when something was deleted, or came. */
   async check(): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure;
+    if (!this.#changed) return;
+    this.#changed = false;
     const { objects } = this.#repository.store;
     for (const key of objects.keys()) {
       const name = parseKey(key);
@@ -241,15 +280,56 @@ export class PruneWorld {
     }
   }
 
-  #startOne(): void {
+  /** A program that has come to such a request, and did not stand there before. */
+  #atWindow(): Actor | undefined {
+    for (const actor of this.#actors.all) {
+      if (actor.suspended || actor.killed) continue;
+      const found = actor.parked.find((one) => {
+        return !this.#seen.has(one) && WINDOWS[actor.name]?.test(`${one.operation} ${one.key}`);
+      });
+      if (found === undefined) continue;
+      this.#seen.add(found);
+      return actor;
+    }
+    return undefined;
+  }
+
+  /** One program stands still, and is alive; up to three others come and go, and time goes by. */
+  async #meanwhile({ name }: Actor): Promise<void> {
     const random = this.#random;
-    const source = SOURCES[random(SOURCES.length)]!;
-    const way = random(20);
-    if (way < 7) this.#startBackup(source);
-    else if (way < 12) this.#startPrune();
-    else if (way < 15) this.#startForget(source);
-    else if (way < 17) this.#startRestore(source);
-    else if (way < 18) this.#startReturn();
+    const rivals = RIVALS[name]!;
+    for (let count = 1 + random(3); count > 0; count--) {
+      if (random(3) > 0) this.#forward([HOUR, 3 * HOUR, 26 * HOUR][random(3)]!);
+      const before = new Set(this.#actors.all);
+      this.#startOne(rivals[random(rivals.length)]!);
+      await this.#actors.settle();
+      for (const rival of this.#actors.all) if (!before.has(rival)) await this.#letRun(rival);
+    }
+    this.outcomes["held at a window"] = (this.outcomes["held at a window"] ?? 0) + 1;
+  }
+
+  /** To its end, unless it waits for somebody else. */
+  async #letRun(actor: Actor): Promise<void> {
+    for (let requests = 0; requests < RIVAL_REQUESTS_MAX && !actor.done; requests++) {
+      if (actor.parked.length === 0) return;
+      this.#actors.release(actor, this.#random(actor.parked.length));
+      await this.#actors.settle();
+      await this.check();
+    }
+  }
+
+  #startAny(): void {
+    const ways = Object.entries(SHARES).flatMap(([name, share]) => Array<string>(share).fill(name));
+    this.#startOne(ways[this.#random(ways.length)]!);
+  }
+
+  #startOne(name: string): void {
+    const source = SOURCES[this.#random(SOURCES.length)]!;
+    if (name === "backup") this.#startBackup(source);
+    else if (name === "prune") this.#startPrune();
+    else if (name === "forget") this.#startForget(source);
+    else if (name === "restore") this.#startRestore(source);
+    else if (name === "return") this.#startReturn();
     else this.#startHold(source);
   }
 
@@ -260,8 +340,8 @@ export class PruneWorld {
       this.outcomes[outcome] = (this.outcomes[outcome] ?? 0) + 1;
       if (failure === undefined || EXPECTED.has(code)) return;
       if (actor.presumedDead && code === "E_STORE") return; // its uploads were cleared away
-      // it slept while what it had listed was forgotten and deleted, and stops before it condemns anything
-      if (actor.presumedDead && code === "E_PRUNE_UNREADABLE") return;
+      // it slept while what it had listed was forgotten and deleted, and stops before it condemns or commits anything
+      if (actor.presumedDead && ["E_PRUNE_UNREADABLE", "E_LAYER_MISSING"].includes(code)) return;
       const excused = failure instanceof AppError && failure.kind === "corrupt" && this.#doubtful.size > 0;
       if (!excused) this.#failure ??= new Error(`${name} failed: ${messageOf(failure)}`, { cause: failure });
     });
@@ -398,6 +478,7 @@ export class PruneWorld {
 
   #onRequest(actor: Actor, operation: string, key: string): void {
     const name = parseKey(key);
+    this.#changed ||= operation === "delete" || name?.type === "generation";
     if (operation === "replace" && name?.type === "lease") this.#leases.set(key, actor);
     if (operation !== "put" || name?.type !== "generation") return;
     const taken = this.#taking.get(actor);
