@@ -3,6 +3,7 @@
 #
 # A one-node Ceph RGW (monitor, one in-memory OSD, radosgw) on 127.0.0.1: no systemd, no manager, no cephx, any user.
 # Debian packages: ceph-mon ceph-osd radosgw ceph-common. Ready in one to two seconds, about 125 MB of memory.
+# RGW_LIFECYCLE_DAY in the environment: so many seconds are a day to lifecycle rules.
 # PORT is the S3 endpoint; the OSD takes free ports from 6800 on.
 set -euo pipefail
 DIR=${1:?dir}; PORT=${2:?port}; MON_PORT=${3:?monitor port}; ACCESS=${4:?access key}; SECRET=${5:?secret key}
@@ -78,6 +79,7 @@ rgw gc obj min wait = 1
 rgw gc processor period = 5
 rgw dynamic resharding = false
 rgw override bucket index max shards = 1
+${RGW_LIFECYCLE_DAY:+rgw lc debug interval = $RGW_LIFECYCLE_DAY}
 CONF
 
 export CEPH_CONF="$DIR/ceph.conf"

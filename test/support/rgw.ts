@@ -10,8 +10,12 @@ export interface RgwServer extends S3Server {
   setQuota(bytes: number): void;
 }
 
-/** A Ceph RADOS gateway of our own (`rgw-up.sh`), keeping objects in memory; ended and removed by `stop()`. */
-export async function startRgw(): Promise<RgwServer> {
+/**
+ * A Ceph RADOS gateway of our own (`rgw-up.sh`), keeping objects in memory; ended and removed by `stop()`.
+ *
+ * @param options.lifecycleDay seconds that lifecycle rules take for a day.
+ */
+export async function startRgw(options: { readonly lifecycleDay?: number } = {}): Promise<RgwServer> {
   needProgram("radosgw");
   const directory = await mkdtemp(join(tmpdir(), "blockhaul-rgw-"));
   const [port, monitorPort] = [await freePort(), await freePort()];
@@ -19,13 +23,12 @@ export async function startRgw(): Promise<RgwServer> {
   const script = (name: string): string => join(import.meta.dirname, name);
   const stop = (): void => void spawnSync(script("rgw-down.sh"), [directory]);
   process.once("exit", stop);
-  runProgram(script("rgw-up.sh"), [
-    directory,
-    String(port),
-    String(monitorPort),
-    server.accessKey,
-    server.secretKey,
-  ]);
+  const { lifecycleDay } = options;
+  runProgram(
+    script("rgw-up.sh"),
+    [directory, String(port), String(monitorPort), server.accessKey, server.secretKey],
+    { ...process.env, ...(lifecycleDay !== undefined && { RGW_LIFECYCLE_DAY: String(lifecycleDay) }) },
+  );
   const admin = (...args: string[]): string =>
     runProgram("radosgw-admin", args, { ...process.env, CEPH_CONF: join(directory, "ceph.conf") });
   return {
