@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { execFile, spawn, spawnSync } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { existsSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -11,6 +11,7 @@ import { MiB } from "../../src/bytes/size.ts";
 import { EXIT_CODE, EXIT_WARNINGS } from "../../src/cli/exit-codes.ts";
 import { buildProgram } from "../../src/cli/main.ts";
 import { runCli } from "../support/cli.ts";
+import { commandsBelow, parseLine } from "../support/command-lines.ts";
 import { nbdkit, qemuImg, qemuIo } from "../support/exported-images.ts";
 import { compareFiles } from "../support/images.ts";
 import { attachLoop, loopDevicesWork } from "../support/loop-device.ts";
@@ -45,35 +46,6 @@ interface Listed {
 /** Code within the text and the tables. */
 const INLINE = [...README.matchAll(/`([^`\n]+)`/g)].map(([, code]) => code!);
 
-/** The words of a command line, as a shell takes it apart. */
-function words(line: string): string[] {
-  const { status, stdout } = spawnSync("bash", ["-c", `printf '%s\\0' ${line}`], { encoding: "utf8" });
-  if (status !== 0) throw new Error(`bash does not understand: ${line}`);
-  return stdout.split("\0").slice(0, -1);
-}
-
-/** Every command, also those of a command, and the words that call it. */
-function commandsBelow(
-  command: Command,
-  path: readonly string[] = [],
-): { command: Command; path: string[] }[] {
-  return command.commands.flatMap((below) => {
-    const words = [...path, below.name()];
-    return [{ command: below, path: words }, ...commandsBelow(below, words)];
-  });
-}
-
-/** Lets the program read the command line and do nothing. @throws CommanderError for what it would refuse. */
-async function parse(line: string): Promise<void> {
-  const program = buildProgram().exitOverride();
-  const quiet = { writeErr: () => undefined, writeOut: () => undefined };
-  for (const { command } of [{ command: program }, ...commandsBelow(program)]) command.configureOutput(quiet);
-  for (const { command } of commandsBelow(program)) {
-    if (command.commands.length === 0) command.action(() => undefined);
-  }
-  await program.parseAsync(words(line.replace(/^blockhaul/, "")), { from: "user" });
-}
-
 function flagsOf(command: Command): string[] {
   return command.options.flatMap(({ long, short }) => [long, short].filter((flag) => flag !== undefined));
 }
@@ -85,8 +57,8 @@ describe("what README.md and --help say is what the program knows", () => {
       (line) => /\bblockhaul [a-z][^)]*/.exec(line)?.[0] ?? [],
     );
     expect(lines.length).toBeGreaterThan(15);
-    for (const line of lines) await expect(parse(line), line).resolves.toBeUndefined();
-    await expect(parse("blockhaul backup nbd://h/x --no-such-flag")).rejects.toThrow("--no-such-flag");
+    for (const line of lines) await expect(parseLine(line), line).resolves.toBeUndefined();
+    await expect(parseLine("blockhaul backup nbd://h/x --no-such-flag")).rejects.toThrow("--no-such-flag");
   });
 
   test("every flag that README.md names is one", () => {
@@ -111,7 +83,7 @@ describe("what README.md and --help say is what the program knows", () => {
       expect(code).toBe(0);
       const examples = [...stdout.matchAll(/^ {2}(blockhaul [a-z].*)$/gm)].map(([, line]) => line!);
       if (name !== "demo" && name !== "completion") expect(examples, name).not.toEqual([]);
-      for (const line of examples) await expect(parse(line), line).resolves.toBeUndefined();
+      for (const line of examples) await expect(parseLine(line), line).resolves.toBeUndefined();
     }
   });
 
