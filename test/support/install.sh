@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and this machine lacks: Debian packages (as root); and, into .cache of the checkout, two
-# S3 servers by `go install`, the test guest, and a second QEMU. Asks nothing; does nothing, quickly, when nothing lacks.
+# S3 servers by `go install`, the test guest, a second QEMU, and linters from PyPI. Asks nothing; does nothing, quickly, when nothing lacks.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -20,6 +20,7 @@ certtool:gnutls-bin
 rclone:rclone
 openssl:openssl
 zstd:zstd
+systemd-analyze:systemd
 ceph-mon:ceph-mon
 ceph-osd:ceph-osd
 radosgw:radosgw
@@ -51,6 +52,14 @@ go_install() {
 }
 has minio || [ -n "${BLOCKHAUL_TEST_S3:-}" ] || go_install "$MINIO"
 has versitygw || go_install "$VERSITYGW"
+
+if ! cmp -s test/support/linters.txt .cache/python/linters.txt; then
+  python3 -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; } >&2
+  rm -rf .cache/python
+  python3 -m venv .cache/python
+  .cache/python/bin/pip install --quiet --disable-pip-version-check --requirement test/support/linters.txt >&2
+  cp test/support/linters.txt .cache/python/linters.txt # last: a broken-off installation begins anew
+fi
 
 bash test/support/guest/make-guest.sh .cache/guest
 bash test/support/guest/make-qemu10.sh .cache/qemu-10 .cache/bin/qemu-system-x86_64-10
