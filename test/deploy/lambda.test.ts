@@ -1,0 +1,256 @@
+import { readFile, writeFile } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { beforeAll, describe, expect, test } from "vitest";
+import { temporaryFolder } from "../support/folder.ts";
+import { runLinter } from "../support/linters.ts";
+
+const ROOT = resolve(import.meta.dirname, "../..");
+const TEMPLATE = join(ROOT, "deploy/lambda/template.yaml");
+
+type Value = Readonly<Record<string, unknown>>;
+
+interface Resource {
+  readonly Type: string;
+  readonly Condition?: string;
+  readonly Properties: Value;
+}
+
+interface Statement {
+  readonly Sid?: string;
+  readonly Effect: string;
+  readonly Action: string | string[];
+  readonly Resource: unknown;
+}
+
+/** What CloudFormation gets, after SAM's own transform. */
+let resources: Readonly<Record<string, Resource>>;
+
+beforeAll(() => {
+  const transform = join(ROOT, "test/support/sam-transform.py");
+  const { status, said } = runLinter("python", transform, TEMPLATE);
+  expect(status, said).toBe(0);
+  resources = (JSON.parse(said) as { Resources: typeof resources }).Resources;
+});
+
+function lint(file: string): { status: number | null; said: string } {
+  const main = "from cfnlint.runner import main; main()";
+  return runLinter("python", "-c", main, "--regions", "eu-central-1", "--", file);
+}
+
+function ofType(type: string): [string, Resource][] {
+  return Object.entries(resources).filter(([, resource]) => resource.Type === type);
+}
+
+/** The name of the resource that a value points to. */
+function target(value: unknown): string {
+  const { Ref, "Fn::GetAtt": attribute } = value as { Ref?: string; "Fn::GetAtt"?: string[] };
+  return Ref ?? attribute![0]!;
+}
+
+function statementsOf(role: string): Statement[] {
+  const policies = (resources[role]!.Properties["Policies"] ?? []) as Value[];
+  return policies
+    .map((policy) => ("Fn::If" in policy ? ((policy["Fn::If"] as unknown[])[1] as Value) : policy))
+    .flatMap(({ PolicyDocument }) => (PolicyDocument as { Statement: Value[] }).Statement)
+    .map((one) => ("Fn::If" in one ? (one["Fn::If"] as unknown[])[1] : one) as Statement);
+}
+
+test("cfn-lint finds nothing, and would", async () => {
+  expect(lint(TEMPLATE)).toEqual({ status: 0, said: "" });
+  const broken = join(await temporaryFolder(), "template.yaml");
+  await writeFile(
+    broken,
+    (await readFile(TEMPLATE, "utf8")).replace("VisibilityTimeout", "VisibilityTimeOut"),
+  );
+  expect(lint(broken).said).toContain("VisibilityTimeOut");
+});
+
+test("its functions are the handlers, in the bundle that is built", () => {
+  const handlers = ofType("AWS::Lambda::Function").map(([, { Properties }]) => Properties["Handler"]);
+  const names = ["dispatch", "maintain", "pull", "watch"];
+  expect([...new Set(handlers)].sort()).toEqual(names.map((name) => `${name}.handler`));
+});
+
+test("every function finds its settings, and keeps its logs for a while", () => {
+  for (const [name, { Properties }] of ofType("AWS::Lambda::Function")) {
+    const { Variables } = Properties["Environment"] as { Variables: Value };
+    const named = [
+      "BLOCKHAUL_CONFIG",
+      "BLOCKHAUL_CACHE_DIR",
+      "BLOCKHAUL_MAINTAIN_QUEUE_URL",
+      "BLOCKHAUL_TOPIC_ARN",
+    ];
+    expect(Object.keys(Variables), name).toEqual(expect.arrayContaining(named));
+    const own = { Dispatch: "AgentQueue", DispatchPull: "PullQueue", Pull: "PullQueue" }[name];
+    expect(Variables["BLOCKHAUL_QUEUE_URL"], name).toEqual(own === undefined ? undefined : { Ref: own });
+    const logs = resources[target((Properties["LoggingConfig"] as Value)["LogGroup"])]!;
+    expect(logs.Properties["RetentionInDays"], name).toEqual({ Ref: "LogDays" });
+  }
+});
+
+describe("queues", () => {
+  test("a message that fails five times is kept for two weeks, in order where its queue is", () => {
+    const queues = ofType("AWS::SQS::Queue");
+    const dead = new Set<string>();
+    for (const [name, { Properties, Condition }] of queues) {
+      const redrive = Properties["RedrivePolicy"] as Value | undefined;
+      if (redrive === undefined) continue;
+      expect(redrive["maxReceiveCount"], name).toBe(5);
+      const letters = target(redrive["deadLetterTargetArn"]);
+      dead.add(letters);
+      expect(resources[letters]!.Condition, name).toBe(Condition);
+      expect(resources[letters]!.Properties["FifoQueue"], name).toBe(Properties["FifoQueue"]);
+    }
+    dead.add("ScheduleDeadLetters");
+    expect(queues.map(([name]) => name).filter((name) => name.endsWith("DeadLetters"))).toEqual(
+      expect.arrayContaining([...dead]),
+    );
+    for (const name of dead) expect(resources[name]!.Properties["MessageRetentionPeriod"]).toBe(14 * 86_400);
+  });
+
+  test("a function that takes messages tells which of them failed, and has six times its time", () => {
+    const mappings = ofType("AWS::Lambda::EventSourceMapping");
+    expect(mappings).toHaveLength(2);
+    for (const [name, { Properties }] of mappings) {
+      expect(Properties["FunctionResponseTypes"], name).toEqual(["ReportBatchItemFailures"]);
+      const queue = resources[target(Properties["EventSourceArn"])]!.Properties;
+      const { Timeout } = resources[target(Properties["FunctionName"])]!.Properties;
+      expect(queue["VisibilityTimeout"], name).toBeGreaterThanOrEqual(6 * (Timeout as number));
+    }
+  });
+});
+
+describe("schedules", () => {
+  test("each is retried, then kept, and can stand beside one of another stack", () => {
+    const schedules = ofType("AWS::Scheduler::Schedule");
+    const names = ["DispatchPullSchedule", "DispatchSchedule", "MaintainTimer", "WatchSchedule"];
+    expect(schedules.map(([name]) => name).sort()).toEqual(names);
+    for (const [name, { Properties }] of schedules) {
+      const to = Properties["Target"] as Value;
+      expect(target((to["DeadLetterConfig"] as Value)["Arn"]), name).toBe("ScheduleDeadLetters");
+      expect((to["RetryPolicy"] as Value)["MaximumRetryAttempts"], name).toBeGreaterThan(0);
+      // without a name CloudFormation makes one; SAM would give a fixed one
+      if (Properties["Name"] !== undefined) {
+        expect(JSON.stringify(Properties["Name"]), name).toContain("${AWS::StackName}");
+      }
+      expect(JSON.stringify(to["Input"]), name).toContain("<aws.scheduler.scheduled-time>");
+      const roles = statementsOf(target(to["RoleArn"]));
+      expect(
+        roles.flatMap(({ Action }) => Action),
+        name,
+      ).toContain("sqs:SendMessage");
+    }
+  });
+
+  test("one to a queue that keeps order can be sent: the queue itself tells duplicates", () => {
+    const { Target } = resources["MaintainTimer"]!.Properties as { Target: Value };
+    const queue = resources[target(Target["Arn"])]!.Properties;
+    expect(queue).toMatchObject({ FifoQueue: true, ContentBasedDeduplication: true });
+    expect(Target["SqsParameters"]).toEqual({ MessageGroupId: { Ref: "MaintainJob" } });
+  });
+
+  test("their defaults are expressions of the Scheduler", async () => {
+    const text = await readFile(TEMPLATE, "utf8");
+    const expressions = [...text.matchAll(/Default: ((?:cron|rate)\(.*\))/g)].map(([, one]) => one!);
+    expect(expressions).toHaveLength(4);
+    for (const one of expressions) {
+      expect(one).toMatch(/^(?:cron\(\d{1,2} \d{1,2} \* \* \? \*\)|rate\(1 hour\))$/);
+    }
+  });
+});
+
+test("what must not run twice at once does not", () => {
+  const reserved = ofType("AWS::Lambda::Function")
+    .filter(([, { Properties }]) => Properties["ReservedConcurrentExecutions"] === 1)
+    .map(([name]) => name);
+  expect(reserved.sort()).toEqual(["Maintain", "Watch"]);
+});
+
+describe("alarms", () => {
+  const alarmed = (metric: string): string[] =>
+    ofType("AWS::CloudWatch::Alarm")
+      .filter(([, { Properties }]) => Properties["MetricName"] === metric)
+      .map(([name, { Properties, Condition }]) => {
+        expect(Properties["AlarmActions"], name).toEqual([{ Ref: "Topic" }]);
+        const of = target((Properties["Dimensions"] as Value[])[0]!["Value"]);
+        expect(resources[of]!.Condition, name).toBe(Condition);
+        return of;
+      })
+      .sort();
+
+  test("each queue of failures, each function's errors, the agents, the watch itself", () => {
+    const letters = ofType("AWS::SQS::Queue").map(([name]) => name);
+    expect(alarmed("ApproximateNumberOfMessagesVisible")).toEqual(
+      letters.filter((name) => name.endsWith("DeadLetters")).sort(),
+    );
+    expect(alarmed("Errors")).toEqual(
+      ofType("AWS::Lambda::Function")
+        .map(([name]) => name)
+        .sort(),
+    );
+    expect(alarmed("ApproximateAgeOfOldestMessage")).toEqual(["AgentQueue"]);
+    expect(alarmed("Invocations")).toEqual(["Watch"]);
+    expect(resources["WatchSilentAlarm"]!.Properties["TreatMissingData"]).toBe("breaching");
+  });
+});
+
+describe("rights", () => {
+  test.each([
+    ["Pull", ["writer", "object-lock"]],
+    ["Maintain", ["maintainer", "object-lock"]],
+    ["Watch", ["scrubber"]],
+  ])("those of %s on the repository are those of deploy/iam", async (name, policies) => {
+    const roles = statementsOf(`${name}Role`).filter(({ Sid }) => Sid !== undefined && Sid !== "SeeUploads");
+    const wanted: Statement[] = [];
+    for (const policy of policies) {
+      const text = await readFile(join(ROOT, `deploy/iam/${policy}.json`), "utf8");
+      wanted.push(...(JSON.parse(text) as { Statement: Statement[] }).Statement);
+    }
+    const plain = JSON.stringify(roles)
+      .replace(/\{"Fn::Sub":("[^"]*")\}/g, "$1")
+      .replaceAll("${AWS::Partition}", "aws")
+      .replaceAll("${Bucket}", "BUCKET")
+      .replaceAll("${Prefix}", "PREFIX");
+    expect(JSON.parse(plain)).toEqual(wanted.filter(({ Sid }) => Sid !== "SeeUploads"));
+  });
+
+  test("nothing but network interfaces is granted on everything, and nothing by a star", () => {
+    for (const [name] of ofType("AWS::IAM::Role")) {
+      for (const { Action, Resource, Effect } of statementsOf(name)) {
+        expect(Effect).toBe("Allow");
+        const actions = [Action].flat();
+        expect(
+          actions.filter((action) => action.includes("*")),
+          name,
+        ).toEqual([]);
+        if (Resource === "*")
+          expect(
+            actions.filter((one) => !one.startsWith("ec2:")),
+            name,
+          ).toEqual([]);
+      }
+    }
+  });
+
+  test("each function has a role of its own, which no other service may take", () => {
+    const roles = ofType("AWS::Lambda::Function").map(([, { Properties }]) => target(Properties["Role"]));
+    expect(new Set(roles).size).toBe(roles.length);
+    for (const role of roles) {
+      expect(JSON.stringify(resources[role]!.Properties["AssumeRolePolicyDocument"])).toContain(
+        '"Service":"lambda.amazonaws.com"',
+      );
+    }
+  });
+});
+
+test("what belongs to pulling is there only with it", () => {
+  const parts = Object.entries(resources).filter(([name]) => name.includes("Pull"));
+  expect(parts.length).toBeGreaterThan(8);
+  for (const [name, { Condition }] of parts) expect(Condition, name).toBe("HasPull");
+});
+
+test("its README knows its parameters", async () => {
+  const readme = await readFile(join(ROOT, "deploy/lambda/README.md"), "utf8");
+  const parameters = /^Parameters:\n([\s\S]*?)^\S/m.exec(await readFile(TEMPLATE, "utf8"))![1]!;
+  for (const [, name] of parameters.matchAll(/^ {2}(\w+):$/gm)) expect(readme).toContain(`\`${name!}\``);
+});
