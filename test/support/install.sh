@@ -21,6 +21,7 @@ rclone:rclone
 openssl:openssl
 zstd:zstd
 systemd-analyze:systemd
+apparmor_parser:apparmor
 ceph-mon:ceph-mon
 ceph-osd:ceph-osd
 radosgw:radosgw
