@@ -47,6 +47,7 @@ describe("they let QEMU", () => {
   test("reach nothing else there: not the run's own file, not another folder", () => {
     expect(rightsOn(names.runFile(SCRATCH))).toBe("");
     expect(rightsOn(names.scratchFile("/var/lib/libvirt", 0))).toBe("");
+    expect(rightsOn(`${SCRATCH}/web.sock`)).toBe("");
     expect(rightsOn("/run/blockhaul/web.sock")).toBe("");
   });
 });

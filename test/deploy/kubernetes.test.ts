@@ -112,6 +112,7 @@ describe.each(["cronjob.yaml", "restore-job.yaml"])("%s", (file) => {
     const text = JSON.stringify(spec.volumes);
     for (const [, name] of text.matchAll(/"configMap":\{"name":"([^"]+)"/g))
       expect(made).toContain(`ConfigMap ${name}`);
+    if (file === "cronjob.yaml") expect(text).toContain(`"claimName":"${read("cache.yaml").metadata.name}"`);
     expect(container.volumeMounts.map(({ name }) => name).sort()).toEqual(
       spec.volumes.map(({ name }) => name).sort(),
     );
