@@ -74,12 +74,9 @@ test("its functions are the handlers, in the bundle that is built", () => {
 test("every function finds its settings, and keeps its logs for a while", () => {
   for (const [name, { Properties }] of ofType("AWS::Lambda::Function")) {
     const { Variables } = Properties["Environment"] as { Variables: Value };
-    const named = [
-      "BLOCKHAUL_CONFIG",
-      "BLOCKHAUL_CACHE_DIR",
-      "BLOCKHAUL_MAINTAIN_QUEUE_URL",
-      "BLOCKHAUL_TOPIC_ARN",
-    ];
+    const named = ["CONFIG", "NOTES", "CACHE_DIR", "MAINTAIN_QUEUE_URL", "TOPIC_ARN"].map(
+      (one) => `BLOCKHAUL_${one}`,
+    );
     expect(Object.keys(Variables), name).toEqual(expect.arrayContaining(named));
     const own = { Dispatch: "AgentQueue", DispatchPull: "PullQueue", Pull: "PullQueue" }[name];
     expect(Variables["BLOCKHAUL_QUEUE_URL"], name).toEqual(own === undefined ? undefined : { Ref: own });
@@ -212,6 +209,31 @@ describe("rights", () => {
       .replaceAll("${Bucket}", "BUCKET")
       .replaceAll("${Prefix}", "PREFIX");
     expect(JSON.parse(plain)).toEqual(wanted.filter(({ Sid }) => Sid !== "SeeUploads"));
+  });
+
+  test("each can leave its note for the watch, which alone can read them, and remembers what it told", () => {
+    const onNotes = (name: string): string[] =>
+      statementsOf(`${name}Role`)
+        .filter(({ Resource }) => JSON.stringify(Resource).includes("${NotesPrefix}/"))
+        .map(
+          ({ Action, Resource }) =>
+            `${[Action].flat().join()} ${/NotesPrefix\}(\S+)"/.exec(JSON.stringify(Resource))![1]!}`,
+        );
+    for (const name of ["Dispatch", "DispatchPull", "Pull", "Maintain"]) {
+      expect(onNotes(name), name).toEqual(["s3:PutObject /notes/*"]);
+    }
+    expect(onNotes("Watch")).toEqual(["s3:PutObject /state.json", "s3:GetObject /*"]);
+  });
+
+  test("the watch looks at every queue of failures, and may", () => {
+    const { Variables } = resources["Watch"]!.Properties["Environment"] as { Variables: Value };
+    const asked = statementsOf("WatchRole").find(
+      ({ Action }) => [Action].flat()[0] === "sqs:GetQueueAttributes",
+    );
+    for (const [name] of ofType("AWS::SQS::Queue").filter(([one]) => one.endsWith("DeadLetters"))) {
+      expect(JSON.stringify(Variables["BLOCKHAUL_DEAD_LETTER_URLS"])).toContain(`"${name}"`);
+      expect(JSON.stringify(asked?.Resource)).toContain(`"${name}"`);
+    }
   });
 
   test("nothing but network interfaces is granted on everything, and nothing by a star", () => {
