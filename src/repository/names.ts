@@ -16,6 +16,7 @@ export const Prefix = {
   checked: "checked/",
   holds: "holds/",
   forgotten: "forgotten/",
+  profiles: "profiles/",
 } as const;
 
 export const REPOSITORY_KEY = "repository.json";
@@ -36,7 +37,8 @@ export type ObjectName =
   | { readonly type: "damaged"; readonly pack: string; readonly id: string }
   | { readonly type: "checked"; readonly id: string }
   | { readonly type: "hold"; readonly source: string; readonly generation: string }
-  | { readonly type: "forgotten"; readonly source: string; readonly generation: string };
+  | { readonly type: "forgotten"; readonly source: string; readonly generation: string }
+  | { readonly type: "profile"; readonly source: string; readonly profile: string };
 
 export function keySlotKey(id: string): string {
   return `${Prefix.keys}${id}.json`;
@@ -94,6 +96,10 @@ export function forgottenKey(source: string, generation: string): string {
   return `${Prefix.forgotten}${source}/${generation}.json`;
 }
 
+export function profileKey(source: string, profile: string): string {
+  return `${Prefix.profiles}${source}/${profile}.json`;
+}
+
 const UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
 const SOURCE = "[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}";
 
@@ -127,6 +133,10 @@ const KEY_FORMS: readonly (readonly [RegExp, (first: string, second: string) => 
   [
     new RegExp(`^forgotten/(${SOURCE})/(${UUID})\\.json$`),
     (source, generation) => ({ type: "forgotten", source, generation }),
+  ],
+  [
+    new RegExp(`^profiles/(${SOURCE})/(${UUID})\\.json$`),
+    (source, profile) => ({ type: "profile", source, profile }),
   ],
 ];
 

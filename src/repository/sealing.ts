@@ -18,6 +18,7 @@ const SEALED_TYPES = [
   "checked",
   "hold",
   "forgotten",
+  "profile",
 ] as const;
 
 export type SealedType = (typeof SEALED_TYPES)[number];

@@ -23,7 +23,7 @@ MASTER_KEY = bytes(range(32))
 PACK = "c0ffee00-1111-4222-8333-444455556666"
 CHUNK_SIZE = 65536
 MIB = 1 << 20
-TYPES = ["directory", "index", "layer", "manifest", "run", "lease", "forward", "condemned", "damaged", "checked", "hold"]
+TYPES = ["directory", "index", "layer", "manifest", "run", "lease", "forward", "condemned", "damaged", "checked", "hold", "profile"]
 
 
 def derive(label):
@@ -458,6 +458,46 @@ def hold_vectors():
     }
 
 
+def profile_vectors():
+    profile = "0b5e55ed-0000-4000-8000-000000000b00"
+    good = {
+        "format": 1, "repository": REPOSITORY, "source": "web", "profile": profile,
+        "generation": "019aa950-0000-7000-8000-000000000002", "recordedAt": "2026-11-22T03:10:00.000Z",
+        "disks": ["vda", "vdb"], "reads": [[0, 0, 1], [0, 4095, 1], [0, 8, 24], [1, 0, 2], [0, 1, 7]],
+    }
+    key = f"profiles/web/{profile}.json"
+    failing = []
+
+    def bad(name, code, **fields):
+        document = {name_: value for name_, value in {**good, **fields}.items() if value is not ...}
+        failing.append({"name": name, "code": code, "hex": record(document).hex()})
+
+    bad("of another repository", "E_MISPLACED", repository="00000000-0000-4000-8000-000000000000")
+    bad("of another source", "E_MISPLACED", source="db")
+    bad("of another name", "E_MISPLACED", profile=PACK)
+    bad("a disk that it does not list", "E_RECORD", reads=[[2, 0, 1]])
+    bad("no disks", "E_RECORD", disks=[])
+    bad("no reads", "E_RECORD", reads=[])
+    bad("a run of no chunks", "E_RECORD", reads=[[0, 0, 0]])
+    bad("a run of 16,385 chunks", "E_RECORD", reads=[[0, 0, 16385]])
+    bad("two runs of 16,385 chunks together", "E_RECORD", reads=[[0, 0, 16384], [1, 0, 1]])
+    bad("a chunk beyond every disk", "E_RECORD", reads=[[0, 1 << 30, 1]])
+    bad("a run of two numbers", "E_RECORD", reads=[[0, 0]])
+    bad("unknown field", "E_RECORD", novelty=1)
+    bad("newer format", "E_RECORD", format=2)
+    whole = record(good)
+    failing.append({"name": "a digit of a chunk", "code": "E_RECORD", "hex": whole.replace(b"4095", b"4094").hex()})
+    return {
+        "source": "web", "profile": profile, "key": key,
+        "pass": [
+            {"name": "plain", "encrypted": False, "hex": whole.hex(), "content": good},
+            {"name": "encrypted", "encrypted": True, "content": good,
+             "hex": seal("profile", key, whole, nonce_of("good profile")).hex()},
+        ],
+        "fail": failing,
+    }
+
+
 def forgotten_vectors():
     manifests = manifest_vectors()
     generation = manifests["generation"]
@@ -582,6 +622,7 @@ def main():
         "forgotten": forgotten_vectors(),
         "condemned": condemned_vectors(),
         "checked": ledger_vectors(),
+        "profiles": profile_vectors(),
     }
     for name, content in vectors.items():
         with open(os.path.join(here, name + ".json"), "w", encoding="utf-8") as file:

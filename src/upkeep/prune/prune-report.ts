@@ -72,6 +72,7 @@ export function reportOf({ roots, found, litter, condemned, deleted, ...rest }: 
       leases: litter.leases.length,
       damaged: litter.damaged.length,
       condemned: litter.condemned.length,
+      profiles: litter.profiles.length,
       forwards: deleted.filter(({ type }) => type === "forward").length,
     },
   };

@@ -166,7 +166,7 @@ class Prune {
       (objects) => this.#stillDead(objects, condemned),
       signal,
     );
-    await this.#deleteAll([...litter.runs, ...litter.leases, ...litter.damaged, ...litter.condemned]);
+    await this.#deleteAll(Object.values(litter).flat());
     if (rewrite === undefined) {
       const rewritten = NOT_REWRITTEN;
       const done = { condemned: fresh, deleted, indexesReplaced, locksExtended };

@@ -13,6 +13,9 @@ const LEASE_DEAD_MS = DAY_MS;
 /** Reports of runs stay so long, or as long as the generation that the run made. */
 const RUNS_KEPT_MS = 30 * DAY_MS;
 
+/** A source that was not served for so long boots otherwise by now. */
+const PROFILES_KEPT_MS = 90 * DAY_MS;
+
 /** How much longer than what they name the records of condemned objects stay, for runs that were taken for dead. */
 const TOMBSTONE_MS = 7 * DAY_MS;
 
@@ -22,6 +25,7 @@ export interface Litter {
   readonly leases: readonly string[];
   readonly damaged: readonly string[];
   readonly condemned: readonly string[];
+  readonly profiles: readonly string[];
 }
 
 export interface TidyFacts {
@@ -58,6 +62,7 @@ export async function findLitter(
     leases: await deadLeases(repository, facts, signal),
     damaged: await recordsOfGonePacks(repository, facts, signal),
     condemned: tombstones(facts),
+    profiles: await oldProfiles(repository, facts, signal),
   };
 }
 
@@ -90,6 +95,19 @@ async function deadLeases(
     if (now.getTime() - lastModified.getTime() > LEASE_DEAD_MS) dead.push(key);
   }
   return dead;
+}
+
+async function oldProfiles(
+  repository: Repository,
+  { now }: TidyFacts,
+  signal: AbortSignal,
+): Promise<string[]> {
+  const old: string[] = [];
+  for await (const { key, lastModified } of repository.store.list(Prefix.profiles, signal)) {
+    if (parseKey(key)?.type !== "profile") continue;
+    if (now.getTime() - lastModified.getTime() > PROFILES_KEPT_MS) old.push(key);
+  }
+  return old;
 }
 
 /** Records about a pack that is lost, but that generations name, stay: the next backup stores those chunks again (R12). */

@@ -43,6 +43,7 @@ export function coverageOf(type: ObjectName["type"], encrypted: boolean): Covera
     case "damaged":
     case "hold":
     case "forgotten":
+    case "profile":
       return encrypted ? "listed" : "whole";
   }
 }

@@ -8,6 +8,7 @@ import { decodeHold } from "../../repository/holds.ts";
 import { decodeIndexObject } from "../../repository/index-objects.ts";
 import { decodeKeySlot } from "../../repository/keys.ts";
 import { parseKey, Prefix, type ObjectName } from "../../repository/names.ts";
+import { decodeProfile } from "../../repository/profiles.ts";
 import { decodeRecord } from "../../repository/record.ts";
 import type { SealedType } from "../../repository/sealing.ts";
 import { attempt, type Checked } from "./problems.ts";
@@ -23,6 +24,7 @@ const SIDE_PREFIXES = [
   Prefix.holds,
   Prefix.forwards,
   Prefix.forgotten,
+  Prefix.profiles,
 ] as const;
 
 /** No object of these kinds is longer, in bytes: the largest is a condemned record. */
@@ -52,6 +54,7 @@ const MEANINGS: Readonly<Partial<Record<ObjectName["type"], string>>> = {
   forward:
     "what it leads to is not found through it; a verify that finds no loss beside it says that another does",
   forgotten: "its generation cannot be brought back; a prune removes it when the grace is over",
+  profile: "no generation needs it, but serve has nothing to read ahead by; the next serve writes it anew",
   hold: "its generation is held all the same; blockhaul repair writes it anew",
 };
 
@@ -110,6 +113,7 @@ function checkBytes(repository: Repository, key: string, name: ObjectName, bytes
   else if (type === "hold") decodeHold(repository, name.source, name.generation, bytes);
   else if (type === "forward") decodeForward(repository, key, bytes);
   else if (type === "forgotten") decodeForgotten(repository, name.source, name.generation, bytes);
+  else if (type === "profile") decodeProfile(repository, name.source, name.profile, bytes);
   else if (type === "condemned" || type === "damaged") checkRecordBytes(repository, type, key, bytes);
   else if (type === "runBegin" || type === "runEnd") checkRecordBytes(repository, "run", key, bytes);
 }

@@ -22,6 +22,7 @@ test("keys lead back to what they name", () => {
         [names.forwardKey(first, second), { type: "forward", pack: first, id: second }],
         [names.condemnedKey(first), { type: "condemned", prune: first }],
         [names.damagedKey(first, second), { type: "damaged", pack: first, id: second }],
+        [names.profileKey(name, first), { type: "profile", source: name, profile: first }],
         [names.holdKey(name, first), { type: "hold", source: name, generation: first }],
       ];
       for (const [key, name] of keys) {
