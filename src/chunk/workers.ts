@@ -119,13 +119,13 @@ export class ChunkWorkers {
   }
 
   /**
-   * Turns blobs in `from` into chunks in `to`, another slab, each checked down to its id.
+   * Turns blobs in `from` into chunks in `to`, another piece of shared memory, each checked down to its id.
    *
    * @param blobs their chunks must not overlap in `to`.
    * @throws AppError of the first bad blob, as `openBlob` throws it, with its index in the context as `blob`. `to`
    *   then holds the chunks before it.
    */
-  async open(from: Slab, blobs: readonly BlobToOpen[], to: Slab): Promise<void> {
+  async open(from: Slab, blobs: readonly BlobToOpen[], to: Pick<Slab, "bytes">): Promise<void> {
     const ids = idsOf(blobs);
     const packed = blobs.map(({ offset, length, codec, crc32, rawLength, into }) => {
       return { offset, length, codec, crc32, rawLength, into };

@@ -1,5 +1,4 @@
 import type { Slab, SlabPool } from "../chunk/slabs.ts";
-import type { ChunkWorkers } from "../chunk/workers.ts";
 import { AppError } from "../errors.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import { type FetchedBlob, fetchSpan } from "./fetch-span.ts";
@@ -29,18 +28,16 @@ export async function openSpan(
   try {
     const to = await slabs.raw.take(signal);
     try {
+      const into = backToBack(span);
       const fetched = await fetchSpan(span, from.bytes, tools, signal);
-      const blobs = place(span, fetched);
-      await tools.workers.open(from, blobs, to).catch((error: unknown) => {
-        throw named(error, fetched);
-      });
+      await openFetched(span, fetched, from, to, into, tools);
       return {
         slab: to,
         storedBytes: span.length,
         blobs: span.blobs.map((blob, index) => ({
           ...blob,
-          at: blobs[index]!.into,
-          length: blobs[index]!.rawLength,
+          at: into[index]!,
+          length: span.directory.rawLength(blob.slot),
         })),
       };
     } catch (error) {
@@ -52,24 +49,39 @@ export async function openSpan(
   }
 }
 
-/** What each blob of a span is: where it was fetched to, and the raw bytes go back to back. */
-function place(
+/**
+ * Opens a span's blobs that were fetched, each to where the caller wants its chunk, checked as `openSpan` says.
+ *
+ * @param fetched for each blob of the span, where it is in `from`. @param into where its chunk goes in `to`.
+ */
+export async function openFetched(
   { directory, blobs }: Span,
   fetched: readonly FetchedBlob[],
-): Parameters<ChunkWorkers["open"]>[1][number][] {
-  let into = 0;
-  return blobs.map(({ slot }, index) => {
-    const rawLength = directory.rawLength(slot);
-    into += rawLength;
-    return {
-      offset: fetched[index]!.offset,
-      length: directory.storedLength(slot),
-      codec: directory.codec(slot),
-      crc32: directory.crc32(slot),
-      rawLength,
-      id: directory.idAt(slot),
-      into: into - rawLength,
-    };
+  from: Slab,
+  to: Pick<Slab, "bytes">,
+  into: readonly number[],
+  { workers }: Pick<ReadTools, "workers">,
+): Promise<void> {
+  const packed = blobs.map(({ slot }, index) => ({
+    offset: fetched[index]!.offset,
+    length: directory.storedLength(slot),
+    codec: directory.codec(slot),
+    crc32: directory.crc32(slot),
+    rawLength: directory.rawLength(slot),
+    id: directory.idAt(slot),
+    into: into[index]!,
+  }));
+  await workers.open(from, packed, to).catch((error: unknown) => {
+    throw named(error, fetched);
+  });
+}
+
+function backToBack({ directory, blobs }: Span): number[] {
+  let next = 0;
+  return blobs.map(({ slot }) => {
+    const at = next;
+    next += directory.rawLength(slot);
+    return at;
   });
 }
 

@@ -1,74 +1,139 @@
-import { MiB } from "../bytes/size.ts";
+import { pageAlignedShared } from "../bytes/page-aligned.ts";
 
-/** Most bytes of memory that waits to be used again. */
-const SPARE_MAX = 32 * MiB;
+/** Room for one chunk, and the chunk that is in it. All but reading is for `ChunkMemory`. */
+export class Cell {
+  /** Where it begins in `ChunkMemory.room`. */
+  readonly at: number;
+  /** Not to be changed; as long as the chunk. */
+  bytes: Buffer;
+  /** Keys under which it is kept. */
+  keys = 0;
+  /** Who has borrowed it. */
+  lent = 0;
+  /** It comes free when the turn of the event loop is over, unless somebody borrows it. */
+  retired = false;
+
+  constructor(at: number, bytes: Buffer) {
+    this.at = at;
+    this.bytes = bytes;
+  }
+}
+
+export interface ChunkMemoryOptions {
+  /** Bytes of a cell; no chunk is longer. */
+  readonly chunkSize: number;
+  /** Most chunks kept while nobody reads them, >= 1. */
+  readonly kept: number;
+  /** Most cells that are filled at once. */
+  readonly arriving: number;
+  /** Most cells that are lent at once. */
+  readonly lent: number;
+}
 
 /**
- * Chunks in memory up to a bound, the least recently used given up first. Their memory is used again: fresh memory for
- * everything that is read costs half of the processor time of serving it, for page faults and garbage collection.
+ * Chunks in memory up to a bound, the least recently used given up first. All of it is one piece of memory that worker
+ * threads fill and sockets send from, so that nobody copies a chunk; it takes memory only as it is touched.
  *
- * So whoever is handed a chunk must have copied what they want of it before the turn of the event loop is over.
+ * Whoever is handed a chunk must have copied or borrowed what they want of it before the turn of the event loop is over.
  */
 export class ChunkMemory {
-  readonly #bytesMax: number;
+  /** For the threads that fill cells. */
+  readonly room: Buffer<SharedArrayBuffer>;
+  readonly #options: ChunkMemoryOptions;
   /** In order of use, the latest last. */
-  readonly #kept = new Map<string, Buffer>();
-  readonly #spare = new Map<number, Buffer[]>();
-  #retired: Buffer[] = [];
-  #bytes = 0;
-  #spareBytes = 0;
+  readonly #kept = new Map<string, Cell>();
+  /** The last one that came free is used first: it was touched. */
+  readonly #free: Cell[] = [];
+  readonly #cells: number;
+  #born = 0;
+  #lent = 0;
+  #retired: Cell[] = [];
 
-  /** @param bytesMax most bytes kept; the latest chunk is kept however large. */
-  constructor(bytesMax: number) {
-    this.#bytesMax = bytesMax;
+  constructor(options: ChunkMemoryOptions) {
+    this.#options = options;
+    this.#cells = options.kept + options.arriving + options.lent;
+    this.room = pageAlignedShared(this.#cells * options.chunkSize);
   }
 
-  get(key: string): Uint8Array | undefined {
-    const bytes = this.#kept.get(key);
-    if (bytes === undefined) return undefined;
+  get(key: string): Cell | undefined {
+    const cell = this.#kept.get(key);
+    if (cell === undefined) return undefined;
     this.#kept.delete(key);
-    this.#kept.set(key, bytes);
-    return bytes;
+    this.#kept.set(key, cell);
+    return cell;
   }
 
-  /** Keeps a copy. @returns the copy. */
-  keep(key: string, content: Uint8Array): Uint8Array {
+  /**
+   * Cells to be filled; each is to be kept or given back. With no more than `arriving` taken there is room for them as
+   * soon as this turn of the event loop is over.
+   */
+  async take(count: number): Promise<readonly Cell[]> {
+    while (this.#free.length + this.#cells - this.#born < count) await new Promise(setImmediate);
+    return Array.from({ length: count }, () => this.#free.pop() ?? this.#newCell());
+  }
+
+  /** Gives back a cell that was taken and is not kept under any key. */
+  give(cell: Cell): void {
+    this.#free.push(cell);
+  }
+
+  /** Keeps what a cell was filled with, under as many keys as one likes. @param length bytes of the chunk. */
+  keep(key: string, cell: Cell, length: number): void {
+    cell.bytes = this.room.subarray(cell.at, cell.at + length);
+    cell.keys++;
     this.#drop(key);
-    const bytes = this.#take(content.length);
-    bytes.set(content);
-    this.#kept.set(key, bytes);
-    this.#bytes += bytes.length;
+    this.#kept.set(key, cell);
     for (const oldest of this.#kept.keys()) {
-      if (this.#bytes <= this.#bytesMax || oldest === key) break;
+      if (this.#kept.size <= this.#options.kept) break;
       this.#drop(oldest);
     }
-    return bytes;
   }
 
-  #take(length: number): Buffer {
-    const spare = this.#spare.get(length)?.pop();
-    if (spare === undefined) return Buffer.allocUnsafeSlow(length);
-    this.#spareBytes -= length;
-    return spare;
+  /**
+   * Lets somebody use a chunk for longer than this turn of the event loop.
+   *
+   * @returns gives it back, to be called once; undefined when so many are lent that it has to be copied.
+   */
+  lend(cell: Cell): (() => void) | undefined {
+    if (cell.lent === 0) {
+      if (this.#lent === this.#options.lent) return undefined;
+      this.#lent++;
+    }
+    cell.lent++;
+    return () => {
+      cell.lent--;
+      if (cell.lent > 0) return;
+      this.#lent--;
+      if (cell.keys === 0) this.#retire(cell);
+    };
+  }
+
+  #newCell(): Cell {
+    const { chunkSize } = this.#options;
+    const at = this.#born++ * chunkSize;
+    return new Cell(at, this.room.subarray(at, at + chunkSize));
   }
 
   #drop(key: string): void {
-    const bytes = this.#kept.get(key);
-    if (bytes === undefined) return;
+    const cell = this.#kept.get(key);
+    if (cell === undefined) return;
     this.#kept.delete(key);
-    this.#bytes -= bytes.length;
-    // not at once: who was handed it in this turn may still be on the way to copying it
-    this.#retired.push(bytes);
+    cell.keys--;
+    if (cell.keys === 0 && cell.lent === 0) this.#retire(cell);
+  }
+
+  /** Not free at once: who was handed it in this turn may still be on the way to copying or borrowing it. */
+  #retire(cell: Cell): void {
+    if (cell.retired) return;
+    cell.retired = true;
+    this.#retired.push(cell);
     if (this.#retired.length === 1) setImmediate(() => this.#reuse());
   }
 
   #reuse(): void {
-    for (const bytes of this.#retired) {
-      if (this.#spareBytes + bytes.length > SPARE_MAX) break;
-      this.#spareBytes += bytes.length;
-      const spares = this.#spare.get(bytes.length);
-      if (spares === undefined) this.#spare.set(bytes.length, [bytes]);
-      else spares.push(bytes);
+    for (const cell of this.#retired) {
+      cell.retired = false;
+      if (cell.lent === 0) this.#free.push(cell);
     }
     this.#retired = [];
   }

@@ -4,10 +4,11 @@ import type { BlockSize, Extent, Range } from "../disk/disk.ts";
 import { endOf, overlap } from "../disk/extents.ts";
 import { AppError } from "../errors.ts";
 import { retry, type RetryPolicy } from "../flow/retry.ts";
-import type { ServedDisk } from "../nbd/server/served-disk.ts";
+import type { LentBytes, ServedDisk } from "../nbd/server/served-disk.ts";
 import type { Repository } from "../repository/config.ts";
 import { DiskMap, type MapRun } from "../repository/layer-stack.ts";
 import type { Manifest, ManifestDisk } from "../repository/manifest.ts";
+import type { Cell } from "./chunk-memory.ts";
 import type { ChunkOwner, OpenedChunks, WantedChunk } from "./opened-chunks.ts";
 import { Readahead, type ChunkSpan } from "./readahead.ts";
 
@@ -16,7 +17,12 @@ export interface GenerationDiskOptions {
   readonly aheadBytes: number;
   /** How long trouble of the store is sat out. */
   readonly retry: RetryPolicy;
+  /** Told of each read of a chunk that holds data. */
+  readonly onRead?: (chunk: number) => void;
 }
+
+/** Takes a part of a chunk: the chunk and the part's bytes, or undefined for zeros; and where the part is on the disk. */
+type Use = (piece: { readonly of: Cell; readonly bytes: Buffer } | undefined, part: Range) => void;
 
 /** Bytes fetched ahead of a reader that goes on for the first time. */
 const AHEAD_START = MiB;
@@ -37,7 +43,9 @@ export class GenerationDisk implements ServedDisk, ChunkOwner {
   readonly #map: DiskMap;
   readonly #chunks: OpenedChunks;
   readonly #policy: RetryPolicy;
+  readonly #onRead: ((chunk: number) => void) | undefined;
   readonly #readahead: Readahead;
+  readonly #zeros: Buffer;
   readonly #stop = new AbortController();
   readonly #ahead = new Set<Promise<void>>();
 
@@ -53,6 +61,8 @@ export class GenerationDisk implements ServedDisk, ChunkOwner {
     this.#map = map;
     this.#chunks = chunks;
     this.#policy = options.retry;
+    this.#onRead = options.onRead;
+    this.#zeros = Buffer.alloc(map.chunkSize);
     const most = Math.floor(options.aheadBytes / map.chunkSize);
     this.#readahead = new Readahead(map.chunks, Math.min(most, Math.ceil(AHEAD_START / map.chunkSize)), most);
   }
@@ -74,29 +84,46 @@ export class GenerationDisk implements ServedDisk, ChunkOwner {
     return this.#map.size;
   }
 
+  get chunks(): number {
+    return this.#map.chunks;
+  }
+
   lengthOf(chunk: number): number {
     return chunkLength(chunk, this.#map.size, this.#map.chunkSize);
   }
 
   async read(offset: number, into: Uint8Array, signal: AbortSignal): Promise<void> {
-    signal.throwIfAborted();
-    if (into.length === 0) return;
     const range = { offset, length: into.length };
-    const missing: number[] = [];
-    const span = this.#spanOf(range);
-    for (let chunk = span.from; chunk < span.to; chunk++) {
-      const bytes = this.#chunks.kept(this, chunk);
-      if (bytes === undefined) missing.push(chunk);
-      else this.#copy(chunk, bytes, range, into);
-    }
-    const ahead = this.#readahead.note(span);
+    await this.#forEach(range, signal, (piece, part) => {
+      const at = part.offset - offset;
+      if (piece === undefined) into.fill(0, at, at + part.length);
+      else into.set(piece.bytes, at);
+    });
+  }
+
+  async lend(offset: number, length: number, signal: AbortSignal): Promise<LentBytes> {
+    const pieces: Uint8Array[] = [];
+    const lent: (() => void)[] = [];
+    const release = (): void => {
+      for (const giveBack of lent) giveBack();
+    };
+    const first = Math.floor(offset / this.#map.chunkSize);
     try {
-      if (missing.length > 0) await this.#fill(missing, range, into, ahead, signal);
-      else if (ahead !== undefined) this.#fetchAhead(ahead);
+      await this.#forEach({ offset, length }, signal, (piece, part) => {
+        const giveBack = piece && this.#chunks.lend(piece.of);
+        if (giveBack !== undefined) lent.push(giveBack);
+        pieces[Math.floor(part.offset / this.#map.chunkSize) - first] =
+          piece === undefined
+            ? this.#zeros.subarray(0, part.length)
+            : giveBack === undefined
+              ? Buffer.from(piece.bytes)
+              : piece.bytes;
+      });
     } catch (error) {
-      signal.throwIfAborted();
-      throw this.#failed(range, error);
+      release();
+      throw error;
     }
+    return { pieces, release };
   }
 
   async *extents(range: Range, signal: AbortSignal): AsyncGenerator<Extent, void, undefined> {
@@ -109,48 +136,94 @@ export class GenerationDisk implements ServedDisk, ChunkOwner {
     }
   }
 
+  /** Brings chunks into memory that somebody will probably read; behind what is read now. Never rejects. */
+  async fetchAhead(chunks: readonly number[]): Promise<void> {
+    const { signal } = this.#stop;
+    const spans: ChunkSpan[] = [];
+    for (const chunk of chunks.toSorted((a, b) => a - b)) {
+      const last = spans.at(-1);
+      if (last?.to === chunk) spans[spans.length - 1] = { from: last.from, to: chunk + 1 };
+      else spans.push({ from: chunk, to: chunk + 1 });
+    }
+    try {
+      const runs = (await Promise.all(spans.map((span) => this.#runs(span, signal)))).flat();
+      const wanted = runs
+        .flatMap(chunksOf)
+        .filter(({ chunk }) => this.#chunks.kept(this, chunk) === undefined);
+      await Promise.allSettled(this.#chunks.obtain(this, wanted, "ahead", signal));
+    } catch {
+      // whoever comes to read it hears why
+    }
+  }
+
+  /** Whether more chunks than this hold data. */
+  async hasMoreData(chunks: number, signal: AbortSignal): Promise<boolean> {
+    let found = 0;
+    for await (const { where, count } of this.#map.runs(0, this.#map.chunks, signal)) {
+      if (where !== "zero") found += count;
+      if (found > chunks) return true;
+    }
+    return false;
+  }
+
   /** Ends what is fetched ahead. After the last read. */
   async close(): Promise<void> {
     this.#stop.abort(new AppError("cancelled", "E_SERVE_CLOSED", "The disk is served no longer"));
     await Promise.all(this.#ahead);
   }
 
-  /** Fills what the missing chunks are in a range. When it settles, nothing writes into `into` any more. */
-  async #fill(
+  /**
+   * Hands over a range, chunk by chunk as they come. When it settles, `use` is called no more.
+   *
+   * @param use told the part of the chunk that is in the range, without bytes where it is zero; to be copied or borrowed
+   *   at once.
+   */
+  async #forEach(range: Range, signal: AbortSignal, use: Use): Promise<void> {
+    signal.throwIfAborted();
+    if (range.length === 0) return;
+    const missing: number[] = [];
+    const span = this.#spanOf(range);
+    for (let chunk = span.from; chunk < span.to; chunk++) {
+      const kept = this.#chunks.kept(this, chunk);
+      if (kept === undefined) missing.push(chunk);
+      else this.#use(chunk, kept, range, use);
+    }
+    const ahead = this.#readahead.note(span);
+    try {
+      if (missing.length > 0) await this.#fetch(missing, range, ahead, use, signal);
+      else if (ahead !== undefined) this.#fetchAhead(ahead);
+    } catch (error) {
+      signal.throwIfAborted();
+      throw this.#failed(range, error);
+    }
+  }
+
+  async #fetch(
     missing: readonly number[],
     range: Range,
-    into: Uint8Array,
     ahead: ChunkSpan | undefined,
+    use: Use,
     signal: AbortSignal,
   ): Promise<void> {
     const wanted: WantedChunk[] = [];
     const lookUp = new Set(missing);
     for (const run of await this.#runs({ from: missing[0]!, to: missing.at(-1)! + 1 }, signal)) {
-      if (run.where === "zero") this.#zero(run, lookUp, range, into);
-      else wanted.push(...chunksOf(run).filter(({ chunk }) => lookUp.has(chunk)));
+      if (run.where !== "zero") wanted.push(...chunksOf(run).filter(({ chunk }) => lookUp.has(chunk)));
+      else
+        for (let chunk = run.first; chunk < run.first + run.count; chunk++)
+          if (lookUp.has(chunk)) this.#use(chunk, undefined, range, use);
     }
     const arriving = this.#chunks.obtain(this, wanted, "now", signal);
     if (ahead !== undefined) this.#fetchAhead(ahead); // behind what somebody waits for
-    const copied = arriving.map(async (bytes, index) =>
-      this.#copy(wanted[index]!.chunk, await bytes, range, into),
-    );
-    const failed = (await Promise.allSettled(copied)).find(({ status }) => status === "rejected");
+    const used = arriving.map(async (kept, index) => this.#use(wanted[index]!.chunk, await kept, range, use));
+    const failed = (await Promise.allSettled(used)).find(({ status }) => status === "rejected");
     if (failed?.status === "rejected") throw failed.reason;
   }
 
   #fetchAhead(span: ChunkSpan): void {
-    const fetching = this.#fetchSpan(span)
-      .catch(() => undefined) // whoever comes to read it hears why
-      .finally(() => this.#ahead.delete(fetching));
+    const chunks = Array.from({ length: span.to - span.from }, (_, index) => span.from + index);
+    const fetching = this.fetchAhead(chunks).finally(() => this.#ahead.delete(fetching));
     this.#ahead.add(fetching);
-  }
-
-  async #fetchSpan(span: ChunkSpan): Promise<void> {
-    const { signal } = this.#stop;
-    const wanted = (await this.#runs(span, signal))
-      .flatMap(chunksOf)
-      .filter(({ chunk }) => this.#chunks.kept(this, chunk) === undefined);
-    await Promise.allSettled(this.#chunks.obtain(this, wanted, "ahead", signal));
   }
 
   /** What the map says of a few thousand chunks at most. */
@@ -162,18 +235,12 @@ export class GenerationDisk implements ServedDisk, ChunkOwner {
     });
   }
 
-  #zero(run: MapRun, lookUp: ReadonlySet<number>, range: Range, into: Uint8Array): void {
-    for (let chunk = run.first; chunk < run.first + run.count; chunk++) {
-      const part = lookUp.has(chunk) ? overlap(this.#rangeOf(chunk, 1), range) : undefined;
-      if (part !== undefined) into.fill(0, part.offset - range.offset, endOf(part) - range.offset);
-    }
-  }
-
-  #copy(chunk: number, bytes: Uint8Array, range: Range, into: Uint8Array): void {
+  #use(chunk: number, kept: Cell | undefined, range: Range, use: Use): void {
     const whole = this.#rangeOf(chunk, 1);
     const part = overlap(whole, range)!;
     const from = part.offset - whole.offset;
-    into.set(bytes.subarray(from, from + part.length), part.offset - range.offset);
+    if (kept !== undefined) this.#onRead?.(chunk);
+    use(kept && { of: kept, bytes: kept.bytes.subarray(from, from + part.length) }, part);
   }
 
   #rangeOf(first: number, count: number): Range {

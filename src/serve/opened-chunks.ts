@@ -6,10 +6,11 @@ import { retry, type RetryPolicy } from "../flow/retry.ts";
 import type { PackRef } from "../repository/pack-directory.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import { SharedCalls } from "../repository/shared-calls.ts";
-import { openSpan } from "../restore/open-span.ts";
 import { spans, type Span, type SpanLimits, type WantedBlob } from "../restore/spans.ts";
 import { whenAllAborted } from "./all-aborted.ts";
-import { ChunkMemory } from "./chunk-memory.ts";
+import { ChunkMemory, type Cell } from "./chunk-memory.ts";
+import type { DiskCache } from "./disk-cache.ts";
+import { SpanSource } from "./span-source.ts";
 
 /** A chunk of a disk that holds data, and where it lives. */
 export interface WantedChunk {
@@ -30,12 +31,14 @@ export interface ChunkOwner {
 export type Urgency = "now" | "ahead";
 
 export interface OpenedChunksOptions {
-  /** Most bytes of chunks that are kept in memory while nobody reads them. */
-  readonly cacheBytes: number;
+  /** Most bytes of chunks that are kept in memory while nobody reads them; one chunk at least. */
+  readonly keptBytes: number;
   /** Bytes; of the repository. */
   readonly chunkSize: number;
   /** How long trouble of the store is sat out. */
   readonly retry: RetryPolicy;
+  /** Blobs on a local disk, the caller's. */
+  readonly disk?: DiskCache | undefined;
 }
 
 /** Ranged GETs under way at once: random reads wait for the store most of their time. */
@@ -45,11 +48,16 @@ const GETS_AHEAD = 10;
 /** Most bytes of one GET, but for a chunk that is larger: a reader waits for all of it. */
 const GET_MAX = 2 * MiB;
 
+/** Most bytes of chunks that are lent to whoever sends them: a client may take its time to receive. */
+const LENT_MAX = 32 * MiB;
+/** Memory for chunks besides those that are kept, bytes: on their way in and out. With chunks over 2 MiB it is more. */
+export const IN_MOTION_BYTES = GETS * GET_MAX + LENT_MAX;
+
 /** A chunk that a fetch is for. */
 interface Order extends WantedChunk {
   /** Aborted when nobody wants it any more. */
   readonly signal: AbortSignal;
-  readonly resolve: (bytes: Uint8Array) => void;
+  readonly resolve: (kept: Cell) => void;
   readonly reject: (reason: unknown) => void;
 }
 
@@ -62,33 +70,42 @@ export class OpenedChunks {
   readonly #tools: ReadTools;
   readonly #policy: RetryPolicy;
   readonly #memory: ChunkMemory;
-  readonly #calls = new SharedCalls<Uint8Array>();
+  readonly #calls = new SharedCalls<Cell>();
   readonly #limits: SpanLimits;
-  readonly #slabs: { readonly stored: SlabPool; readonly raw: SlabPool };
+  readonly #stored: SlabPool;
   readonly #ahead = new Budget(GETS_AHEAD);
+  readonly #spans: SpanSource;
 
-  constructor(tools: ReadTools, { cacheBytes, chunkSize, retry: policy }: OpenedChunksOptions) {
+  constructor(tools: ReadTools, { keptBytes, chunkSize, retry: policy, disk }: OpenedChunksOptions) {
     this.#tools = tools;
+    this.#spans = new SpanSource(tools, disk, GETS / 2);
     this.#policy = policy;
-    this.#memory = new ChunkMemory(cacheBytes);
     const rawMax = Math.max(GET_MAX, chunkSize);
+    this.#memory = new ChunkMemory({
+      chunkSize,
+      kept: Math.max(1, Math.floor(keptBytes / chunkSize)),
+      arriving: GETS * Math.floor(rawMax / chunkSize),
+      lent: Math.ceil(LENT_MAX / chunkSize),
+    });
     this.#limits = { storedMax: rawMax + 64 * KiB, rawMax, gapMax: 128 * KiB };
-    this.#slabs = {
-      stored: new SlabPool(this.#limits.storedMax, GETS),
-      raw: new SlabPool(this.#limits.rawMax, GETS),
-    };
+    this.#stored = new SlabPool(this.#limits.storedMax, GETS);
   }
 
-  /** A chunk that is in memory; it must not be changed, and is to be copied at once. */
-  kept(owner: ChunkOwner, chunk: number): Uint8Array | undefined {
+  /** A chunk that is in memory; it is to be copied or borrowed at once. */
+  kept(owner: ChunkOwner, chunk: number): Cell | undefined {
     return this.#memory.get(keyOf(owner, chunk));
+  }
+
+  /** As `ChunkMemory.lend`. */
+  lend(chunk: Cell): (() => void) | undefined {
+    return this.#memory.lend(chunk);
   }
 
   /**
    * Fetches chunks, or joins who fetches them already.
    *
-   * @returns one promise for each, in order. What it brings must not be changed, and is to be copied as soon as it is
-   *   there: later its memory holds something else. Each ends soon after the signal is aborted.
+   * @returns one promise for each, in order. What it brings is to be copied or borrowed as soon as it is there: later
+   *   its memory holds something else. Each ends soon after the signal is aborted.
    * @throws AppError (in the promises) of kind corrupt for that chunk alone; unavailable when the store did not
    *   answer in the time that the policy gives it.
    */
@@ -97,11 +114,11 @@ export class OpenedChunks {
     wanted: readonly WantedChunk[],
     urgency: Urgency,
     signal: AbortSignal,
-  ): Promise<Uint8Array>[] {
+  ): Promise<Cell>[] {
     const orders = new Map<string, Order[]>();
     const results = wanted.map((one) =>
       this.#calls.join(keyOf(owner, one.chunk), signal, async (shared) => {
-        const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
+        const { promise, resolve, reject } = Promise.withResolvers<Cell>();
         const order: Order = { ...one, signal: shared, resolve, reject };
         const ofPack = orders.get(one.packRef.pack);
         if (ofPack === undefined) orders.set(one.packRef.pack, [order]);
@@ -166,15 +183,26 @@ export class OpenedChunks {
     signal: AbortSignal,
   ): Promise<void> {
     checkLengths(owner, span);
-    const { slab, blobs } = await openSpan(span, this.#tools, this.#slabs, signal);
+    const from = await this.#stored.take(signal);
     try {
-      for (const { at, length, chunks } of blobs) {
-        const content = slab.bytes.subarray(at, at + length);
-        for (const chunk of chunks)
-          orders.get(chunk)!.resolve(this.#memory.keep(keyOf(owner, chunk), content));
-      }
+      const cells = await this.#memory.take(span.blobs.length);
+      const to = { bytes: this.#memory.room };
+      const into = cells.map(({ at }) => at);
+      const fetched = await this.#spans.open(span, from, to, into, signal).catch((error: unknown) => {
+        for (const cell of cells) this.#memory.give(cell);
+        throw error;
+      });
+      span.blobs.forEach(({ slot, chunks }, index) => {
+        const cell = cells[index]!;
+        const length = span.directory.rawLength(slot);
+        for (const chunk of chunks) {
+          this.#memory.keep(keyOf(owner, chunk), cell, length);
+          orders.get(chunk)!.resolve(cell);
+        }
+      });
+      await this.#spans.keep(span, from, fetched);
     } finally {
-      slab.release();
+      from.release();
     }
   }
 }

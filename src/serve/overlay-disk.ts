@@ -1,7 +1,7 @@
 import { MiB } from "../bytes/size.ts";
 import type { BlockSize, Extent, Range } from "../disk/disk.ts";
 import { endOf, overlap } from "../disk/extents.ts";
-import type { ServedDisk } from "../nbd/server/served-disk.ts";
+import type { LentBytes, ServedDisk } from "../nbd/server/served-disk.ts";
 import { BlockState, type StateRun } from "./block-states.ts";
 import { HeldBlocks } from "./held-blocks.ts";
 import type { OverlayFile } from "./overlay-file.ts";
@@ -46,6 +46,12 @@ export class OverlayDisk implements ServedDisk {
     });
     const failed = (await Promise.allSettled(reads)).find(({ status }) => status === "rejected");
     if (failed?.status === "rejected") throw failed.reason;
+  }
+
+  /** What nobody has written. */
+  async lend(offset: number, length: number, signal: AbortSignal): Promise<LentBytes | undefined> {
+    const isBase = this.#parts({ offset, length }).every(({ state }) => state === BlockState.base);
+    return isBase ? await this.#base.lend?.(offset, length, signal) : undefined;
   }
 
   async *extents(range: Range, signal: AbortSignal): AsyncGenerator<Extent, void, undefined> {

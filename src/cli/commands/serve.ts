@@ -12,6 +12,7 @@ import { certificatesIn, pskKeysIn } from "../../nbd/server/tls-files.ts";
 import { parseNbdUri } from "../../nbd/uri.ts";
 import type { ManifestDisk, StoredManifest } from "../../repository/manifest.ts";
 import { resolveGeneration } from "../../repository/resolve-generation.ts";
+import { DiskCache } from "../../serve/disk-cache.ts";
 import { openExports, type ExportOptions } from "../../serve/exports.ts";
 import { qemuArguments, qemuText } from "../../serve/qemu-arguments.ts";
 import { removeStaleSocket } from "../../serve/stale-socket.ts";
@@ -29,6 +30,8 @@ interface Flags extends RepositoryFlags {
   readonly listen?: string;
   readonly overlay?: string;
   readonly cacheMemory: string;
+  readonly cacheDisk?: string;
+  readonly cacheDiskSize: string;
   readonly tlsCertificates?: string;
   readonly tlsVerifyClient?: boolean;
   readonly tlsPsk?: string;
@@ -62,6 +65,8 @@ asked to end by SIGINT or SIGTERM.`,
       "let the disk be written: what is written goes to FILE (several disks: a folder)",
     )
     .option("--cache-memory <SIZE>", "memory for chunks that were read", "256MiB")
+    .option("--cache-disk <DIR>", "also keep what was fetched in this folder, for later serves too")
+    .option("--cache-disk-size <SIZE>", "most bytes in that folder", "10GiB")
     .addOption(
       new Option(
         "--tls-certificates <DIR>",
@@ -85,8 +90,10 @@ Examples:
         const flags = command.optsWithGlobals<Flags>();
         const place = placeOf(flags);
         const tls = await tlsOf(flags);
+        const diskSize = parseSize(flags.cacheDiskSize);
         const options = {
           cacheBytes: parseSize(flags.cacheMemory),
+          profile: { say: (message: string) => cli.output.info(message) },
           ...(flags.overlay !== undefined && { overlay: resolve(flags.overlay) }),
         };
         await withSession(flags, cli, async (session) => {
@@ -100,16 +107,27 @@ Examples:
             unpinned: (message: string) => cli.output.info(message),
             warn: (message: string) => cli.output.warn(message),
           };
-          await withStandingPin(session.repository, manifest, pin, signal, () =>
-            serve(
-              { manifest, disks, place, tls, options, printQemu: flags.printQemu === true },
-              session,
-              cli,
-            ),
-          );
+          const serving = { manifest, disks, place, tls, options, printQemu: flags.printQemu === true };
+          const warn = (message: string): void => cli.output.warn(message);
+          await withDiskCache(flags.cacheDisk, diskSize, warn, async (disk) => {
+            const withDisk = { ...serving, options: { ...options, ...(disk !== undefined && { disk }) } };
+            await withStandingPin(session.repository, manifest, pin, signal, () =>
+              serve(withDisk, session, cli),
+            );
+          });
         });
       }),
     );
+}
+
+async function withDiskCache(
+  folder: string | undefined,
+  bytesMax: number,
+  warn: (message: string) => void,
+  work: (cache: DiskCache | undefined) => Promise<void>,
+): Promise<void> {
+  const cache = folder === undefined ? undefined : await DiskCache.open(resolve(folder), bytesMax, warn);
+  await work(cache).finally(() => cache?.close());
 }
 
 interface Serving {

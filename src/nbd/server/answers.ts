@@ -5,7 +5,7 @@ import { AllocationFlag, DIRTY_FLAG } from "../constants.ts";
 import type { BlockStatus } from "../messages.ts";
 import type { SelectedContext } from "./meta-contexts.ts";
 import type { ReadPart } from "./replies.ts";
-import type { ServedDisk } from "./served-disk.ts";
+import type { LentBytes, ServedDisk } from "./served-disk.ts";
 import type { SpareBuffers } from "./spare-buffers.ts";
 
 /** A read whose range is in more pieces than this is answered as data throughout: holes would cost more. */
@@ -15,9 +15,8 @@ const PARTS_MAX = 64;
  * Reads a range.
  *
  * @param whole one piece of data, zeros included, because the client cannot take fragments or holes.
- * @param spare where buffers come from; give them back when the answer is out. Those of a read that failed may
- *   still be in use and are lost.
- * @returns pieces in order that cover the range; none for an empty one.
+ * @param spare where buffers come from. Those of a read that failed may still be in use and are lost.
+ * @returns pieces in order that cover the range, none for an empty one; to be released when the answer is out.
  */
 export async function readParts(
   disk: ServedDisk,
@@ -25,17 +24,39 @@ export async function readParts(
   whole: boolean,
   spare: SpareBuffers,
   signal: AbortSignal,
-): Promise<ReadPart[]> {
-  if (range.length === 0) return [];
+): Promise<{ readonly parts: readonly ReadPart[]; release(): void }> {
+  if (range.length === 0) return { parts: [], release: () => undefined };
   const plan = whole ? [range] : await dataAndHoles(disk, range, signal);
-  return await Promise.all(
-    plan.map(async ({ offset, length, zero }: PlannedPart): Promise<ReadPart> => {
-      if (zero === true) return { offset, length };
-      const bytes = spare.take(length);
-      await disk.read(offset, bytes, signal);
-      return { offset, length, bytes };
-    }),
-  );
+  const lent: LentBytes[] = [];
+  const release = (): void => {
+    for (const one of lent) one.release();
+  };
+  const reads = plan.map(async ({ offset, length, zero }: PlannedPart): Promise<ReadPart> => {
+    if (zero === true) return { offset, length };
+    const bytes =
+      (await disk.lend?.(offset, length, signal)) ?? (await read(disk, offset, length, spare, signal));
+    lent.push(bytes);
+    return { offset, length, bytes: bytes.pieces };
+  });
+  try {
+    return { parts: await Promise.all(reads), release };
+  } catch (error) {
+    await Promise.allSettled(reads); // what comes now is to be given back too
+    release();
+    throw error;
+  }
+}
+
+async function read(
+  disk: ServedDisk,
+  offset: number,
+  length: number,
+  spare: SpareBuffers,
+  signal: AbortSignal,
+): Promise<LentBytes> {
+  const bytes = spare.take(length);
+  await disk.read(offset, bytes, signal);
+  return { pieces: [bytes], release: () => spare.give(bytes) };
 }
 
 interface PlannedPart extends Range {

@@ -17,15 +17,16 @@ import type { ReplyStyle } from "./handshake.ts";
 export interface ReadPart {
   readonly offset: number;
   readonly length: number;
-  readonly bytes?: Buffer;
+  /** One after the other. */
+  readonly bytes?: readonly Uint8Array[];
 }
 
 /** What a request came to. */
 export type Answer =
   | { readonly type: "done" }
   | ({ readonly type: "failure" } & Failure)
-  /** Pieces that cover the request; one piece with bytes for a simple reply. */
-  | { readonly type: "data"; readonly parts: readonly ReadPart[] }
+  /** Pieces that cover the request; one piece with bytes for a simple reply. To be released when they are sent. */
+  | { readonly type: "data"; readonly parts: readonly ReadPart[]; release(): void }
   /** One for each selected context. */
   | { readonly type: "status"; readonly statuses: readonly BlockStatus[] };
 
@@ -42,7 +43,7 @@ export function encodeReply(style: ReplyStyle, to: Recipient, answer: Answer): U
   const error = answer.type === "failure" ? answer.errno : 0;
   const header = encodeSimpleReply({ error, cookie: to.cookie });
   if (answer.type !== "data") return [header];
-  return [header, ...answer.parts.flatMap(({ bytes }) => bytes ?? [])];
+  return [header, ...answer.parts.flatMap(({ bytes = [] }) => bytes)];
 }
 
 interface Chunk {
@@ -63,7 +64,7 @@ function chunksOf(style: "structured" | "extended", answer: Answer): Chunk[] {
       return answer.parts.map(({ offset, length, bytes }) =>
         bytes === undefined
           ? { type: ChunkType.OFFSET_HOLE, payload: [encodeHole({ offset, length })] }
-          : { type: ChunkType.OFFSET_DATA, payload: [encodeDataPrefix(offset), bytes] },
+          : { type: ChunkType.OFFSET_DATA, payload: [encodeDataPrefix(offset), ...bytes] },
       );
     case "status":
       return answer.statuses.map((status) =>

@@ -19,6 +19,9 @@ export interface ServedDisk {
   /** Fills `into`; the buffer belongs to the disk until the call settles. */
   read(offset: number, into: Uint8Array, signal: AbortSignal): Promise<void>;
 
+  /** As `read`, where the disk has the bytes in memory anyway; undefined: they are to be read. */
+  lend?(offset: number, length: number, signal: AbortSignal): Promise<LentBytes | undefined>;
+
   /**
    * What is data and what reads as zeros: `base:allocation`, and holes instead of data in replies. Sorted,
    * without gaps, covering the range. Whoever asks may stop early. Left out, everything is data.
@@ -39,6 +42,14 @@ export interface ServedDisk {
 
   /** After it resolves, every write that resolved before is on stable storage. */
   flush?(signal: AbortSignal): Promise<void>;
+}
+
+/** Bytes of a disk that lie in memory. */
+export interface LentBytes {
+  /** One after the other; they must not be changed. */
+  readonly pieces: readonly Uint8Array[];
+  /** To be called once: until then the bytes stay as they are. */
+  release(): void;
 }
 
 /** Can it be written, by what it says and by what it can do? */

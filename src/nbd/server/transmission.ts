@@ -137,9 +137,11 @@ export class Transmission {
   }
 
   async #send(to: Recipient, answer: Answer): Promise<void> {
-    await this.#peer.send(...encodeReply(this.#agreement.style, to, answer));
-    if (answer.type !== "data") return;
-    for (const { bytes } of answer.parts) if (bytes !== undefined) this.#spare.give(bytes);
+    try {
+      await this.#peer.send(...encodeReply(this.#agreement.style, to, answer));
+    } finally {
+      if (answer.type === "data") answer.release();
+    }
   }
 
   async #answer(request: Request, payload: Buffer): Promise<Answer> {
@@ -158,7 +160,7 @@ export class Transmission {
     switch (type) {
       case Command.READ: {
         const whole = style === "simple" || (flags & CommandFlag.DF) !== 0;
-        return { type: "data", parts: await readParts(disk, { offset, length }, whole, this.#spare, signal) };
+        return { type: "data", ...(await readParts(disk, { offset, length }, whole, this.#spare, signal)) };
       }
       case Command.BLOCK_STATUS: {
         const most = (flags & CommandFlag.REQ_ONE) === 0 ? STATUS_EXTENTS : 1;

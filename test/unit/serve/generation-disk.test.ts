@@ -71,6 +71,30 @@ describe("what is read", () => {
     }
   });
 
+  test("what is lent is what would be read, and stays so while memory is used for other chunks", async () => {
+    const random = seeded(3);
+    const backups = await newBackups({ packChunks: 4 });
+    const guest = new RandomDisk("vda", random, CHUNK, 24);
+    const { manifest } = await backups.backup([new ScriptedDisk("vda", Buffer.from(guest.bytes))]);
+    const disk = await servedDisk(backups, manifest, { cacheBytes: CHUNK });
+    const lent = await Promise.all(
+      Array.from({ length: 40 }, async () => {
+        const offset = random(disk.size);
+        const length = 1 + random(Math.min(disk.size - offset, 5 * CHUNK));
+        return { offset, length, ...(await disk.lend(offset, length, signal)) };
+      }),
+    );
+    for (let round = 0; round < 3; round++) {
+      expectSame(await readAt(disk, 0, disk.size), guest.bytes);
+      await new Promise(setImmediate);
+    }
+    for (const { offset, length, pieces, release } of lent) {
+      expectSame(Buffer.concat(pieces), guest.bytes.subarray(offset, offset + length));
+      release();
+    }
+    expectSame(await readAt(disk, 0, disk.size), guest.bytes);
+  });
+
   test("zeros cost no request, and the map says where they are", async () => {
     const backups = await newBackups();
     const { manifest } = await backups.backup([diskOf([0, 0, 1, 0, 2, 2, 0])]);
