@@ -1,4 +1,4 @@
-import { mkdir, open, readFile, stat } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, stat } from "node:fs/promises";
 import { createServer } from "node:net";
 import { once } from "node:events";
 import { join } from "node:path";
@@ -85,6 +85,25 @@ describe("what is served", () => {
       "vdc",
       "vda, vdb",
     );
+  });
+
+  test("what was read is kept on a local disk, and recorded for the next serve", async () => {
+    const folder = await temporaryFolder();
+    const repository = await directoryRepository();
+    const image = await imageIn(folder);
+    await backUpFile(repository, image);
+    const cache = join(folder, "cache");
+    const args = ["web", "--socket", join(folder, "s"), "--cache-disk", cache, "--cache-disk-size", "1GiB"];
+    for (const round of [1, 2]) {
+      const served = await startServe(repository, args);
+      expect(await compareFiles(await nbdcopied(served.uri, folder), image)).toBeUndefined();
+      expect(await served.end("SIGTERM"), `round ${round}`).toMatchObject({ code: 0 });
+      const files = (await readdir(cache, { recursive: true })).filter((name) => name.includes("-"));
+      expect(files.length).toBeGreaterThan(20); // of 48 chunks; what the disk is too slow for is left out
+      expect(await keysUnder(repository, "profiles/web/")).toHaveLength(1);
+    }
+    const nowhere = await repository.run("serve", "web", "--cache-disk", join(image, "below"));
+    expectFailure(nowhere, 2, "cannot be used as a cache");
   });
 
   test("an encrypted generation out of a bucket, whose server goes away for a moment", async () => {

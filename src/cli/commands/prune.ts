@@ -181,6 +181,7 @@ function tidied({ dryRun, tidied: gone, indexesReplaced }: PruneReport): string[
     [gone.damaged, "record of damage", "records of damage"],
     [gone.condemned, "record of what was deleted", "records of what was deleted"],
     [gone.forwards, "forward of no use", "forwards of no use"],
+    [gone.profiles, "profile of what was read long ago", "profiles of what was read long ago"],
     [indexesReplaced, "index object, replaced", "index objects, replaced"],
   ] as const;
   const some = kinds.filter(([count]) => count > 0);
