@@ -6,6 +6,7 @@ import { S3Client, type S3ClientConfig, type ServiceOutputTypes } from "@aws-sdk
 import { NodeHttpHandler } from "@smithy/node-http-handler";
 import { KiB } from "../bytes/size.ts";
 import type { S3Location } from "./location.ts";
+import type { BuiltRequest } from "./s3-direct-get.ts";
 
 export interface S3ClientOptions {
   /** Instead of those the AWS SDK finds in the environment, profile files or the machine's role. */
@@ -27,7 +28,8 @@ const SILENT = { trace: nothing, debug: nothing, info: nothing, warn: nothing, e
 
 /** What a client tells of each attempt. */
 export interface Witness {
-  sent(operation: string): void;
+  /** @param request as it goes out. */
+  sent(operation: string, request: BuiltRequest): void;
   answered(answer: Answer): void;
 }
 
@@ -166,7 +168,8 @@ function* slicesOf(bytes: Uint8Array): Generator<Buffer> {
 function watch(client: S3Client, witness: Witness): void {
   client.middlewareStack.add(
     (next, context) => async (args) => {
-      witness.sent(((context as Context).commandName ?? "unknown").replace(/Command$/, ""));
+      const operation = ((context as Context).commandName ?? "unknown").replace(/Command$/, "");
+      witness.sent(operation, args.request as BuiltRequest);
       const result = await next(args);
       const response = result.response as { headers?: Record<string, string> } | undefined;
       witness.answered({ date: response?.headers?.["date"] });

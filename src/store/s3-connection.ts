@@ -10,6 +10,7 @@ import { AppError } from "../errors.ts";
 import { DEFAULT_RETRY, pause, retry, type RetryPolicy } from "../flow/retry.ts";
 import { orAborted } from "./body.ts";
 import type { S3Location } from "./location.ts";
+import { DirectGets, type BuiltRequest, type PartialContent } from "./s3-direct-get.ts";
 import { createS3Client, type Answer, type S3ClientOptions } from "./s3-client.ts";
 import { retryAfterMs, s3Error } from "./s3-errors.ts";
 
@@ -43,6 +44,8 @@ export class S3Connection {
   readonly #client: Promise<S3Client>;
   readonly #policy: RetryPolicy;
   readonly #counts = new Map<string, number>();
+  readonly #directly: DirectGets;
+  #lastGet: BuiltRequest | undefined;
   #clock: { readonly server: number; readonly atMs: number } | undefined;
 
   constructor(location: S3Location, options: S3Options) {
@@ -51,10 +54,14 @@ export class S3Connection {
     this.location = `s3://${location.bucket}/${location.prefix}`.replace(/\/$/, "");
     this.#policy = options.retry ?? DEFAULT_RETRY;
     this.#client = createS3Client(location, options, {
-      sent: (operation) => this.#counts.set(operation, (this.#counts.get(operation) ?? 0) + 1),
+      sent: (operation, request) => {
+        this.#count(operation);
+        if (operation === "GetObject") this.#lastGet = request;
+      },
       answered: (answer) => this.#keepClock(answer),
     });
     this.#client.catch(() => {}); // every request tells of it
+    this.#directly = new DirectGets(this.#client);
   }
 
   /** The full name of an object in the bucket. */
@@ -88,6 +95,30 @@ export class S3Connection {
       if (failure.retryable) await pause(Math.min(retryAfterMs(error), PAUSE_MAX_MS), signal);
       throw failure;
     }
+  }
+
+  /**
+   * A ranged GET, sent once, past the SDK where that is possible.
+   *
+   * @returns undefined when the SDK is to ask. @throws AppError, or the signal's reason.
+   */
+  async getDirectly(key: string, range: string, signal: AbortSignal): Promise<PartialContent | undefined> {
+    signal.throwIfAborted();
+    if (!this.#directly.isReady) return undefined;
+    try {
+      this.#count("GetObject");
+      const answer = await orAborted(this.#directly.get(key, range, signal), signal);
+      if (answer !== undefined) this.#keepClock(answer);
+      return answer;
+    } catch (error) {
+      signal.throwIfAborted();
+      throw this.failure(error, "GetObject", key);
+    }
+  }
+
+  /** Takes note that a GET of the SDK's has succeeded. */
+  learnFrom(key: string): void {
+    if (this.#lastGet !== undefined) this.#directly.learn(this.#lastGet, key);
   }
 
   /** Calls `work` again as long as it fails with something that may pass. */
@@ -135,6 +166,10 @@ export class S3Connection {
       (client) => client.destroy(),
       () => {},
     );
+  }
+
+  #count(operation: string): void {
+    this.#counts.set(operation, (this.#counts.get(operation) ?? 0) + 1);
   }
 
   #keepClock(answer: Answer): void {

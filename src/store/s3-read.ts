@@ -6,6 +6,9 @@ import type { S3Connection } from "./s3-connection.ts";
 import { s3ErrorName, s3ErrorStatus } from "./s3-errors.ts";
 import type { ObjectInfo } from "./store.ts";
 
+/** What is used of an answer, whoever asked. */
+type Answer = Pick<GetObjectCommandOutput, "ContentRange"> & { readonly Body?: unknown };
+
 /** A stretch of an object on its way into memory. */
 interface Window {
   readonly key: string;
@@ -145,7 +148,10 @@ async function fillOnce(connection: S3Connection, window: Window, signal: AbortS
   if (window.done === window.into.length) return; // only the end of the answer was lost
   const start = window.offset + window.done;
   const end = window.offset + window.into.length;
-  const response = await getObject(connection, window.key, `bytes=${start}-${end - 1}`, signal);
+  const asked = `bytes=${start}-${end - 1}`;
+  const response =
+    (await connection.getDirectly(window.key, asked, signal)) ??
+    (await getObject(connection, window.key, asked, signal));
   const range = rangeOf(response);
   if (range?.start !== start || range.end !== end) {
     discard(response);
@@ -167,7 +173,9 @@ async function getObject(
   const object = { Bucket: connection.bucket, Key: connection.name(key) };
   const command = new GetObjectCommand(range === undefined ? object : { ...object, Range: range });
   try {
-    return await connection.once(command, key, signal);
+    const answer = await connection.once(command, key, signal);
+    connection.learnFrom(key);
+    return answer;
   } catch (error) {
     if (!(error instanceof AppError)) throw error;
     const status = s3ErrorStatus(error.cause);
@@ -185,7 +193,7 @@ async function getObject(
  */
 async function take(
   connection: S3Connection,
-  response: GetObjectCommandOutput,
+  response: Answer,
   window: Window,
   signal: AbortSignal,
 ): Promise<void> {
@@ -211,12 +219,12 @@ function endedEarly(): Error {
   return Object.assign(new Error("the answer ended early"), { code: "ECONNRESET" });
 }
 
-function discard(response: GetObjectCommandOutput): void {
+function discard(response: Answer): void {
   (response.Body as Readable | undefined)?.destroy();
 }
 
 /** Content-Range "bytes 0-9/20": the end is exclusive here. */
-function rangeOf(response: GetObjectCommandOutput): { start: number; end: number; size: number } | undefined {
+function rangeOf(response: Answer): { start: number; end: number; size: number } | undefined {
   const match = /^bytes (\d+)-(\d+)\/(\d+)$/.exec(response.ContentRange ?? "");
   return match === null
     ? undefined

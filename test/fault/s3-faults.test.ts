@@ -254,9 +254,15 @@ describe("uploads in parts", () => {
   });
 });
 
-describe("read", () => {
+describe.each([false, true])("read, past the SDK: %s", (isPast) => {
   const body = randomBytes(3 * MiB);
-  beforeEach(() => void fake.objects.set("o", body));
+  beforeEach(async () => {
+    fake.objects.set("o", body);
+    if (isPast) await store.getRange("o", 0, Buffer.alloc(1), signal); // what the next ones are modelled on
+  });
+  afterEach(() => {
+    if (isPast) expect(fake.withoutSdk).toBeGreaterThan(0);
+  });
 
   test("a reset in the middle of a body: it goes on where it stopped", async () => {
     fake.plan("GetObject", { kind: "cut", bytes: MiB });
@@ -325,9 +331,57 @@ describe("read", () => {
   });
 
   test("a server that ignores the range is not believed", async () => {
-    fake.plan("GetObject", { kind: "answer", status: 200, code: "x" });
+    fake.plan("GetObject", { kind: "answer", status: 200, code: "x" }, isPast ? 2 : 1); // the SDK asks again
     const reading = store.getRange("o", 0, Buffer.alloc(100), signal);
     expect(await failure(reading)).toMatchObject({ kind: "corrupt", code: "E_OBJECT_SIZE" });
+  });
+});
+
+describe("past the SDK", () => {
+  const body = randomBytes(1000);
+  const read = async (): Promise<void> => {
+    const into = Buffer.alloc(100);
+    await store.getRange("o", 50, into, signal);
+    expect(into.equals(body.subarray(50, 150))).toBe(true);
+  };
+  beforeEach(async () => {
+    fake.objects.set("o", body);
+    await read();
+    expect(fake.withoutSdk).toBe(0);
+  });
+
+  test("what a server refuses the SDK asks for, and after three refusals everything", async () => {
+    for (const status of [403, 400, 301]) {
+      fake.plan("GetObject", { kind: "answer", status, code: "AccessDenied" });
+      await read();
+      await read();
+    }
+    fake.assertAllHit();
+    expect(fake.withoutSdk).toBe(5); // each refused, and the ones after the first two
+    for (let count = 0; count < 3; count++) await read();
+    expect(fake.withoutSdk).toBe(5);
+  });
+
+  test("a server in trouble, and an object that is not there, change nothing", async () => {
+    fake.plan("GetObject", SLOW_DOWN, 3);
+    await read();
+    fake.assertAllHit();
+    const missing = store.getRange("nothing", 0, Buffer.alloc(1), signal);
+    expect(await failure(missing)).toMatchObject({ code: "E_NO_OBJECT" });
+    const beyond = store.getRange("o", 2000, Buffer.alloc(1), signal);
+    expect(await failure(beyond)).toMatchObject({ code: "E_OBJECT_SIZE" });
+    const before = fake.withoutSdk;
+    await read();
+    expect(fake.withoutSdk).toBe(before + 1);
+  });
+
+  test("an abort ends the wait for an answer", async () => {
+    fake.plan("GetObject", { kind: "silent" });
+    const run = new AbortController();
+    const reading = failure(store.getRange("o", 0, Buffer.alloc(1), run.signal));
+    while (fake.withoutSdk === 0) await delay(1);
+    run.abort(new Error("enough"));
+    expect(await reading).toBe(run.signal.reason);
   });
 });
 

@@ -48,6 +48,8 @@ export class FakeS3 {
   readonly uploads = new Map<string, { readonly key: string; readonly parts: Map<number, Buffer> }>();
   /** "PutObject a/key" for each request, in the order of arrival. */
   readonly log: string[] = [];
+  /** How many of these did not come from the SDK, which says who it is. */
+  withoutSdk = 0;
   /** Added to the Date header, milliseconds. */
   skewMs = 0;
   /** False: `If-None-Match` is ignored, as some servers do. */
@@ -101,6 +103,7 @@ export class FakeS3 {
     const key = decodeURIComponent(url.pathname.split("/").slice(2).join("/"));
     const operation = operationOf(request.method ?? "", key, url.searchParams);
     this.log.push(`${operation} ${key}`);
+    if (request.headers["user-agent"] === undefined) this.withoutSdk++;
     const index = this.#faults.findIndex((planned) => planned.operation === operation);
     const fault = index < 0 ? undefined : this.#faults.splice(index, 1)[0]!.fault;
     if (fault?.kind === "dropped") return void request.socket.destroy();
