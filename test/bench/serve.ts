@@ -29,6 +29,7 @@ import {
   note,
   ratioAtMost,
 } from "./harness.ts";
+import { connected, likeLastTime } from "./serve-profile.ts";
 
 const FIRST_BYTES_BAR = 2;
 /** 0.8 of restore's rate. */
@@ -38,7 +39,12 @@ const RANDOM_READS = 1500;
 
 /** A generation served: how soon, how fast front to back, how fast here and there. */
 export async function serve(rounds: number): Promise<Finding[]> {
-  return [...(await firstBytes(rounds)), ...(await frontToBack(rounds)), ...(await hereAndThere(rounds))];
+  return [
+    ...(await firstBytes(rounds)),
+    ...(await frontToBack(rounds)),
+    ...(await hereAndThere(rounds)),
+    ...(await likeLastTime(rounds)),
+  ];
 }
 
 /** From the command's start to the first 512 bytes of a full 1 TiB disk with ten incrementals on top. */
@@ -212,10 +218,6 @@ async function hereAndThere(rounds: number): Promise<Finding[]> {
 async function readRandomly(reader: string, uri: string): Promise<Measure> {
   const done = await measure({ program: "/usr/bin/python3", args: ["-c", connected(uri, reader)] });
   return { ...done, seconds: RANDOM_READS / Number(done.stdout) };
-}
-
-function connected(uri: string, reader: string): string {
-  return `import nbd\nh = nbd.NBD()\nh.connect_uri(${JSON.stringify(uri)})\nexec(open(${JSON.stringify(reader)}).read())`;
 }
 
 function rateOf(measures: readonly Measure[]): string {

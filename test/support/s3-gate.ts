@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import { createServer, request, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
 
 /** Where in the life of a request a test steps in: before it has reached the server, or once it has been done. */
 export interface GatePoint {
@@ -27,7 +28,8 @@ export interface S3Gate {
   close(): Promise<void>;
 }
 
-export async function openS3Gate(upstream: string): Promise<S3Gate> {
+/** @param delayMs how much later than it came each request goes on: a server far away. */
+export async function openS3Gate(upstream: string, delayMs = 0): Promise<S3Gate> {
   const { hostname, port } = new URL(upstream);
   const log: string[] = [];
   let armed: { point: GatePoint; skip: number; reached: () => void } | undefined;
@@ -47,6 +49,7 @@ export async function openS3Gate(upstream: string): Promise<S3Gate> {
   const pass = async (message: IncomingMessage, answer: ServerResponse): Promise<void> => {
     const line = `${message.method} ${message.url}`;
     log.push(line);
+    if (delayMs > 0) await delay(delayMs);
     if (strikes(line, "before")) await hold();
     if (answer.destroyed) return; // the client died meanwhile: its request never happened
     const { method, url, headers } = message;
