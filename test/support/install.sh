@@ -22,6 +22,7 @@ openssl:openssl
 zstd:zstd
 systemd-analyze:systemd
 apparmor_parser:apparmor
+fio:fio
 ceph-mon:ceph-mon
 ceph-osd:ceph-osd
 radosgw:radosgw
