@@ -5,6 +5,7 @@ import { completionCommand } from "./commands/completion.ts";
 import { demoCommand } from "./commands/demo.ts";
 import { diffCommand } from "./commands/diff.ts";
 import { doctorCommand } from "./commands/doctor.ts";
+import { drillCommand } from "./commands/drill.ts";
 import { exportCommand } from "./commands/export.ts";
 import { forgetCommand } from "./commands/forget.ts";
 import { holdCommand, releaseCommand } from "./commands/hold.ts";
@@ -57,6 +58,7 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
     restoreCommand(),
     exportCommand(),
     serveCommand(),
+    drillCommand(),
     verifyCommand(),
     repairCommand(),
     statsCommand(),

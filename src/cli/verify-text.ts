@@ -39,6 +39,7 @@ const UNCHECKED: Readonly<Record<string, string>> = {
   generation: "manifests",
   runBegin: "records of runs begun",
   runEnd: "records of runs ended",
+  drill: "records of drills",
   lease: "leases",
   condemned: "condemned records",
   damaged: "damaged records",

@@ -30,6 +30,7 @@ export type ObjectName =
   | { readonly type: "generation"; readonly source: string; readonly generation: string }
   | { readonly type: "runBegin"; readonly source: string; readonly run: string }
   | { readonly type: "runEnd"; readonly source: string; readonly run: string }
+  | { readonly type: "drill"; readonly source: string; readonly drill: string }
   | { readonly type: "lease"; readonly source: string; readonly run: string }
   | { readonly type: "index"; readonly source: string; readonly id: string }
   | { readonly type: "forward"; readonly pack: string; readonly id: string }
@@ -62,6 +63,10 @@ export function runBeginKey(source: string, run: string): string {
 
 export function runEndKey(source: string, run: string): string {
   return `${Prefix.runs}${source}/${run}.end.json`;
+}
+
+export function drillKey(source: string, drill: string): string {
+  return `${Prefix.runs}${source}/${drill}.drill.json`;
 }
 
 export function leaseKey(source: string, run: string): string {
@@ -119,6 +124,10 @@ const KEY_FORMS: readonly (readonly [RegExp, (first: string, second: string) => 
   [
     new RegExp(`^runs/(${SOURCE})/(${UUID})\\.end\\.json$`),
     (source, run) => ({ type: "runEnd", source, run }),
+  ],
+  [
+    new RegExp(`^runs/(${SOURCE})/(${UUID})\\.drill\\.json$`),
+    (source, drill) => ({ type: "drill", source, drill }),
   ],
   [new RegExp(`^leases/(${SOURCE})/(${UUID})$`), (source, run) => ({ type: "lease", source, run })],
   [new RegExp(`^index/(${SOURCE})/(${UUID})$`), (source, id) => ({ type: "index", source, id })],

@@ -15,6 +15,8 @@ import { OverlayFile } from "./overlay-file.ts";
 /** Disks of a generation, ready to be served under their names. */
 export interface Exports {
   readonly disks: ReadonlyMap<string, ServedDisk>;
+  /** What was fetched for the disks until now: bytes of chunks, as they are stored. */
+  bytesFetched(): number;
   /** After the last request. */
   close(): Promise<void>;
 }
@@ -99,12 +101,13 @@ export async function openExports(
     await close().catch(() => undefined); // what came first is what is told
     throw error;
   }
-  if (profiled === undefined) return { disks: served, close };
+  const bytesFetched = (): number => chunks.bytesFetched;
+  if (profiled === undefined) return { disks: served, bytesFetched, close };
   const window = Math.floor(keptBytes / PREFETCHED_SHARE / chunkSize);
   const begun = new BootProfile(tools.repository, manifest, bases, { ...profiled, window });
   note = begun.note.bind(begun);
   // while the disks can still be asked
-  return { disks: served, close: () => begun.close().then(close) };
+  return { disks: served, bytesFetched, close: () => begun.close().then(close) };
 }
 
 async function isFolder(path: string): Promise<boolean> {

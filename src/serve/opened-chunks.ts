@@ -75,6 +75,7 @@ export class OpenedChunks {
   readonly #stored: SlabPool;
   readonly #ahead = new Budget(GETS_AHEAD);
   readonly #spans: SpanSource;
+  #bytesFetched = 0;
 
   constructor(tools: ReadTools, { keptBytes, chunkSize, retry: policy, disk }: OpenedChunksOptions) {
     this.#tools = tools;
@@ -89,6 +90,11 @@ export class OpenedChunks {
     });
     this.#limits = { storedMax: rawMax + 64 * KiB, rawMax, gapMax: 128 * KiB };
     this.#stored = new SlabPool(this.#limits.storedMax, GETS);
+  }
+
+  /** What was fetched from the repository until now, bytes as stored. */
+  get bytesFetched(): number {
+    return this.#bytesFetched;
   }
 
   /** A chunk that is in memory; it is to be copied or borrowed at once. */
@@ -200,6 +206,7 @@ export class OpenedChunks {
           orders.get(chunk)!.resolve(cell);
         }
       });
+      if (fetched !== undefined) this.#bytesFetched += span.length;
       await this.#spans.keep(span, from, fetched);
     } finally {
       from.release();

@@ -22,6 +22,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   restore: ["repository", "chunk", "store", "nbd", "image", ...BASE],
   upkeep: ["restore", "repository", "chunk", "store", ...BASE],
   serve: ["restore", "repository", "chunk", "store", "nbd", ...BASE],
+  drill: ["serve", "repository", "qemu", "nbd", ...BASE],
   "settings.ts": ["store", "nbd", ...BASE],
   cli: [
     "settings.ts",
@@ -29,6 +30,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "restore",
     "upkeep",
     "serve",
+    "drill",
     "repository",
     "chunk",
     "store",

@@ -458,6 +458,58 @@ def hold_vectors():
     }
 
 
+def drill_vectors():
+    drill = "019aa952-0000-7000-8000-00000000000d"
+    good = {
+        "format": 1, "repository": REPOSITORY, "source": "web", "drill": drill,
+        "generation": "019aa950-0000-7000-8000-000000000002", "digest": "ab" * 32,
+        "endedAt": "2026-11-22T03:02:00.000Z", "outcome": "passed",
+        "proofs": [{"kind": "agent", "seconds": 12.5}, {"kind": "script", "seconds": 14}],
+        "error": None, "accelerator": "kvm", "seconds": 15.25, "bytesFetched": 104857600, "bytesRead": 209715200,
+        "bytesWritten": 4096, "requests": {"GetObject": 61}, "host": "alpha", "writer": "blockhaul 0.1.0",
+    }
+    lost = {
+        **good, "outcome": "failed", "proofs": [{"kind": "files", "seconds": None}], "accelerator": None,
+        "error": {"code": "E_DRILL_FILES", "message": "Das Dateisystem ist besch\u00e4digt"}, "requests": {},
+    }
+    key = f"runs/web/{drill}.drill.json"
+    failing = []
+
+    def bad(name, code, **fields):
+        document = {name_: value for name_, value in {**good, **fields}.items() if value is not ...}
+        failing.append({"name": name, "code": code, "hex": record(document).hex()})
+
+    bad("of another repository", "E_MISPLACED", repository="00000000-0000-4000-8000-000000000000")
+    bad("of another source", "E_MISPLACED", source="db")
+    bad("of another drill", "E_MISPLACED", drill="019aa953-0000-7000-8000-00000000000d")
+    bad("drill id without a time", "E_RECORD", drill=PACK)
+    bad("generation id without a time", "E_RECORD", generation=PACK)
+    bad("digest in upper case", "E_RECORD", digest="AB" * 32)
+    bad("unknown outcome", "E_RECORD", outcome="done")
+    bad("no proof", "E_RECORD", proofs=[])
+    bad("five proofs", "E_RECORD", proofs=[{"kind": "agent", "seconds": 1}] * 5)
+    bad("unknown proof", "E_RECORD", proofs=[{"kind": "hope", "seconds": 1}])
+    bad("time below zero", "E_RECORD", proofs=[{"kind": "agent", "seconds": -1}])
+    bad("unknown accelerator", "E_RECORD", accelerator="hvf")
+    bad("half a byte", "E_RECORD", bytesFetched=0.5)
+    bad("missing error", "E_RECORD", error=...)
+    bad("unknown field", "E_RECORD", novelty=1)
+    bad("newer format", "E_RECORD", format=2)
+    whole = record(good)
+    failing.append({"name": "another outcome", "code": "E_RECORD", "hex": record(lost).replace(b'"failed"', b'"passed"').hex()})
+    failing.append({"name": "empty", "code": "E_RECORD", "hex": ""})
+    return {
+        "source": "web", "drill": drill, "key": key,
+        "pass": [
+            {"name": "plain", "encrypted": False, "hex": whole.hex(), "record": good},
+            {"name": "plain, failed", "encrypted": False, "hex": record(lost).hex(), "record": lost},
+            {"name": "encrypted", "encrypted": True, "record": good,
+             "hex": seal("run", key, whole, nonce_of("good drill")).hex()},
+        ],
+        "fail": failing,
+    }
+
+
 def profile_vectors():
     profile = "0b5e55ed-0000-4000-8000-000000000b00"
     good = {
@@ -622,6 +674,7 @@ def main():
         "forgotten": forgotten_vectors(),
         "condemned": condemned_vectors(),
         "checked": ledger_vectors(),
+        "drills": drill_vectors(),
         "profiles": profile_vectors(),
     }
     for name, content in vectors.items():

@@ -1,6 +1,7 @@
 import { Command } from "commander";
 import { formatSize } from "../../bytes/size.ts";
 import type { AppError } from "../../errors.ts";
+import { lastDrills } from "../../repository/drills.ts";
 import { loadGenerations } from "../../repository/generations.ts";
 import type { ForgottenName } from "../../repository/forgotten.ts";
 import { loadHolds } from "../../repository/holds.ts";
@@ -11,6 +12,7 @@ import { DEFAULT_GRACE_MS } from "../../upkeep/prune/grace.ts";
 import { listReturnable } from "../../upkeep/restore-generation.ts";
 import { action } from "../action.ts";
 import { generationDocument } from "../documents.ts";
+import { drillDocument, drillTable } from "../drill-text.ts";
 import { table } from "../output.ts";
 import { withRepository, type RepositoryFlags } from "../session.ts";
 
@@ -52,10 +54,11 @@ export function listCommand(): Command {
             ...generationDocument(manifest, holds),
             protectedUntil: locks.get(keyOf(manifest))?.toISOString() ?? null,
           }));
+          const drills = await lastDrills(repository, flags.source, cli.run.signal, onDamaged);
           if (damaged !== undefined && manifests.length === 0) throw damaged;
-          cli.output.result({ generations: documents }, () => {
+          cli.output.result({ generations: documents, drills: drills.map(drillDocument) }, () => {
             if (manifests.length === 0) return "No generations yet";
-            return table(
+            const generations = table(
               [
                 "GENERATION",
                 "SOURCE",
@@ -83,6 +86,7 @@ export function listCommand(): Command {
                 holds.has(manifest.generation) ? `HELD ${manifest.reason}` : manifest.reason,
               ]),
             );
+            return drills.length === 0 ? generations : `${generations}\n\n${drillTable(drills)}`;
           });
           if (damaged !== undefined) throw damaged; // after the others were shown
         });

@@ -193,7 +193,10 @@ function sayReady(
 }
 
 /** In the order in which the generation has them. @throws AppError E_NO_DISK (notFound). */
-function disksOf({ disks, generation }: StoredManifest, names: readonly string[]): readonly ManifestDisk[] {
+export function disksOf(
+  { disks, generation }: StoredManifest,
+  names: readonly string[],
+): readonly ManifestDisk[] {
   const picked = new Set(names.map((name) => pickDisk(disks, name, generation)));
   return picked.size === 0 ? disks : disks.filter((disk) => picked.has(disk));
 }

@@ -1,6 +1,6 @@
 import type { Repository } from "../../repository/config.ts";
 import type { CondemnedRecord } from "../../repository/condemned.ts";
-import { condemnedKey, parseKey, Prefix, uuidTime } from "../../repository/names.ts";
+import { condemnedKey, drillKey, parseKey, Prefix, uuidTime } from "../../repository/names.ts";
 import type { Live } from "./mark.ts";
 import type { Roots } from "./roots.ts";
 import type { Survey } from "./survey.ts";
@@ -66,7 +66,10 @@ export async function findLitter(
   };
 }
 
-/** Begin and end records, the ends first: a begin without an end is a run that died, an end alone would be nothing. */
+/**
+ * Begin and end records, the ends first: a begin without an end is a run that died, an end alone would be nothing. And
+ * records of drills, but for the last one of each source: it says since when nobody has tried.
+ */
 async function oldRuns(
   repository: Repository,
   { now, limit, roots }: TidyFacts,
@@ -75,8 +78,18 @@ async function oldRuns(
   const before = Math.min(limit.getTime(), now.getTime() - RUNS_KEPT_MS);
   const alive = new Set(roots.liveRuns.map(({ run }) => run));
   const old: string[] = [];
+  const lastDrills = new Map<string, string>();
   for await (const { key } of repository.store.list(Prefix.runs, signal)) {
     const name = parseKey(key);
+    if (name?.type === "drill") {
+      const known = lastDrills.get(name.source);
+      const [older, newer] =
+        known === undefined || known < name.drill ? [known, name.drill] : [name.drill, known];
+      lastDrills.set(name.source, newer);
+      if (older !== undefined && (uuidTime(older) ?? Infinity) <= before)
+        old.push(drillKey(name.source, older));
+      continue;
+    }
     if (name?.type !== "runBegin" && name?.type !== "runEnd") continue;
     if (roots.makers.has(name.run) || alive.has(name.run)) continue;
     if ((uuidTime(name.run) ?? Infinity) <= before) old.push(key);

@@ -42,7 +42,7 @@ async function decide(
   const oldest = now.getTime() - RUN_GRACE_MS;
   const act = (action: RepairAction["action"], why: string): RepairAction => ({ action, object: key, why });
   const { type } = name;
-  if (type === "checked" || type === "profile") return act("remove", error.message);
+  if (type === "checked" || type === "profile" || type === "drill") return act("remove", error.message);
   if (type === "hold") return act("rewrite", error.message);
   if (type === "runBegin" || type === "runEnd") {
     const leased = await liveLeases(repository, name.source, isGone, signal);

@@ -38,6 +38,7 @@ export function coverageOf(type: ObjectName["type"], encrypted: boolean): Covera
     case "generation":
     case "runBegin":
     case "runEnd":
+    case "drill":
     case "lease":
     case "condemned":
     case "damaged":

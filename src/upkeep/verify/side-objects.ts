@@ -2,6 +2,7 @@ import { AppError, hasCode } from "../../errors.ts";
 import { drain, mapOrdered } from "../../flow/map-ordered.ts";
 import { decodeLedgerPage } from "../../repository/checked.ts";
 import type { Repository } from "../../repository/config.ts";
+import { decodeDrill } from "../../repository/drills.ts";
 import { decodeForgotten } from "../../repository/forgotten.ts";
 import { decodeForward } from "../../repository/forward.ts";
 import { decodeHold } from "../../repository/holds.ts";
@@ -48,6 +49,7 @@ const MEANINGS: Readonly<Partial<Record<ObjectName["type"], string>>> = {
   index: "no generation needs it, but backups store again what it lists; blockhaul repair makes it anew",
   runBegin: "no generation needs it; blockhaul repair removes it when its run is over",
   runEnd: "no generation needs it; blockhaul repair removes it when its run is over",
+  drill: "no generation needs it, and the drill counts for nothing; blockhaul repair removes it",
   condemned: "backups and prunes cannot work without it; blockhaul repair removes it when that is safe",
   damaged: "backups cannot work without it; blockhaul repair looks again which slots are bad",
   checked: "no generation needs it; the next verify that reads data writes it anew",
@@ -114,6 +116,7 @@ function checkBytes(repository: Repository, key: string, name: ObjectName, bytes
   else if (type === "forward") decodeForward(repository, key, bytes);
   else if (type === "forgotten") decodeForgotten(repository, name.source, name.generation, bytes);
   else if (type === "profile") decodeProfile(repository, name.source, name.profile, bytes);
+  else if (type === "drill") decodeDrill(repository, name.source, name.drill, bytes);
   else if (type === "condemned" || type === "damaged") checkRecordBytes(repository, type, key, bytes);
   else if (type === "runBegin" || type === "runEnd") checkRecordBytes(repository, "run", key, bytes);
 }

@@ -17,6 +17,7 @@ test("keys lead back to what they name", () => {
         [names.generationKey(name, first), { type: "generation", source: name, generation: first }],
         [names.runBeginKey(name, first), { type: "runBegin", source: name, run: first }],
         [names.runEndKey(name, first), { type: "runEnd", source: name, run: first }],
+        [names.drillKey(name, first), { type: "drill", source: name, drill: first }],
         [names.leaseKey(name, first), { type: "lease", source: name, run: first }],
         [names.indexKey(name, first), { type: "index", source: name, id: first }],
         [names.forwardKey(first, second), { type: "forward", pack: first, id: second }],
