@@ -49,7 +49,9 @@ test.each(SEALINGS)("the last drill of each source, by its id's time ($name)", a
   for (const record of [last, old, other]) await storeDrill(repository, record, never);
   expect(await lastDrills(repository, undefined, never, unheard)).toEqual([other, last]);
   expect(await lastDrills(repository, "web", never, unheard)).toEqual([last]);
-  await expect(storeDrill(repository, { ...last, outcome: "failed" }, never)).rejects.toMatchObject({ code: "E_EXISTS" });
+  await expect(storeDrill(repository, { ...last, outcome: "failed" }, never)).rejects.toMatchObject({
+    code: "E_EXISTS",
+  });
 });
 
 test("nobody without the key can write the record of a drill that was not, nor move one", async () => {
