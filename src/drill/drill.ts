@@ -1,31 +1,21 @@
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { AppError, type ErrorCode } from "../errors.ts";
+import { AppError, messageOf, type ErrorCode } from "../errors.ts";
+import type { ServedDisk } from "../nbd/server/served-disk.ts";
 import { NbdServer } from "../nbd/server/server.ts";
 import type { DrillProof } from "../repository/drills.ts";
 import type { ManifestDisk, StoredManifest } from "../repository/manifest.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import { openExports } from "../serve/exports.ts";
-import type { Accelerator } from "./accelerator.ts";
-import type { SerialConsole } from "./console.ts";
-import { placeIn, type MachineWish } from "./machine-arguments.ts";
-import { Machine } from "./machine.ts";
-import { agentAnswers, scriptPasses } from "./proofs.ts";
+import { bootAndWait, type Boot } from "./boot.ts";
+import { Findings, type DrillResult } from "./findings.ts";
+import { inspectFileSystems } from "./inspect.ts";
+import { placeIn } from "./machine-arguments.ts";
 import { WatchedDisk, type WritableDisk } from "./watched-disk.ts";
 
-/** What is to be shown by a guest that boots; all that is given must be. */
-export interface ProofWish {
-  /** The guest agent answers. */
-  readonly agent: boolean;
-  /** The serial console says something that matches. */
-  readonly console: RegExp | undefined;
-  /** A program of the user's ends with 0. It is started when the others are shown. */
-  readonly script: string | undefined;
-}
-
 export interface DrillWish {
-  readonly machine: MachineWish;
-  readonly proofs: ProofWish;
+  /** What is booted and waited for; undefined: nothing is, and file systems are checked from outside. */
+  readonly boot: Boot | undefined;
   /** Milliseconds from the beginning of the command. */
   readonly timeoutMs: number;
   /** A folder with space for what the guest writes; everything in it goes afterwards. */
@@ -38,85 +28,23 @@ export interface DrillWish {
   readonly environment: Readonly<Record<string, string | undefined>>;
 }
 
-/** What came of a drill. */
-export interface DrillResult {
-  readonly proofs: readonly DrillProof[];
-  /** Why it failed; undefined: it passed. */
-  readonly failure: AppError | undefined;
-  readonly accelerator: Accelerator | null;
-  readonly seconds: number;
-  readonly bytesFetched: number;
-  readonly bytesRead: number;
-  readonly bytesWritten: number;
-  /** The last lines of the guest's console, for people. */
-  readonly console: string;
-}
-
-/** Lines of the console that are shown. */
-const CONSOLE_LINES = 25;
-
-/** After this no guest comes up by itself: words of SeaBIOS, and of Linux. */
-const HOPELESS = /No bootable device\.|^(?:\[ *\d+\.\d+\] )?Kernel panic - not syncing[^\n]*\n/m;
-
 /** Failures that say something of the generation; all others only say that there was no drill. */
 const VERDICTS: ReadonlySet<ErrorCode> = new Set([
   "E_DRILL_ENDED",
   "E_DRILL_TIMEOUT",
   "E_DRILL_CONSOLE",
   "E_DRILL_SCRIPT",
+  "E_DRILL_FILES",
 ]);
 
-/** Facts that are gathered on the way, and count whatever happens. */
-class Findings {
-  readonly #startedMs: number;
-  readonly #proofs = new Map<DrillProof["kind"], number | null>();
-  bytesFetched = (): number => 0;
-  disks: readonly WatchedDisk[] = [];
-  console: SerialConsole | undefined;
-
-  constructor({ startedMs, proofs }: DrillWish) {
-    this.#startedMs = startedMs;
-    if (proofs.agent) this.#proofs.set("agent", null);
-    if (proofs.console !== undefined) this.#proofs.set("console", null);
-    if (proofs.script !== undefined) this.#proofs.set("script", null);
-  }
-
-  get seconds(): number {
-    return (performance.now() - this.#startedMs) / 1000;
-  }
-
-  get missing(): readonly DrillProof["kind"][] {
-    return [...this.#proofs].flatMap(([kind, seconds]) => (seconds === null ? [kind] : []));
-  }
-
-  shown(kind: DrillProof["kind"]): void {
-    this.#proofs.set(kind, this.seconds);
-  }
-
-  result(accelerator: Accelerator | null, failure: AppError | undefined): DrillResult {
-    const sum = (pick: (disk: WatchedDisk) => number): number =>
-      this.disks.reduce((total, disk) => total + pick(disk), 0);
-    return {
-      proofs: [...this.#proofs].map(([kind, seconds]) => ({ kind, seconds })),
-      failure,
-      accelerator,
-      seconds: this.seconds,
-      bytesFetched: this.bytesFetched(),
-      bytesRead: sum(({ use }) => use.bytesRead),
-      bytesWritten: sum(({ use }) => use.bytesWritten),
-      console: this.console?.tail(CONSOLE_LINES) ?? "",
-    };
-  }
-}
-
 /**
- * Boots a generation on a throwaway overlay, without network, and waits for what proves that it is alive. When this
- * settles nothing of it is left: no process, no file.
+ * Boots a generation on a throwaway overlay, without network, and waits for what proves that it is alive; or checks its
+ * file systems there. When this settles nothing of it is left: no process, no file.
  *
  * @returns also when the drill failed: then with a `failure` of kind corrupt (data is damaged) or source (the guest did
- *   not come up).
- * @throws AppError when there was no drill: E_DRILL_NO_QEMU, E_DRILL_SCRIPT_FILE (usage), E_DRILL_QEMU (source), those of
- *   the store, and the signal's reason.
+ *   not come up, or a file system is damaged).
+ * @throws AppError when there was no drill: E_DRILL_NO_QEMU, E_DRILL_SCRIPT_FILE, E_SCRATCH (usage), E_DRILL_QEMU,
+ *   E_DRILL_NO_CHECK (source), those of the store, and the signal's reason.
  */
 export async function runDrill(
   tools: ReadTools,
@@ -125,16 +53,19 @@ export async function runDrill(
   wish: DrillWish,
   signal: AbortSignal,
 ): Promise<DrillResult> {
-  const findings = new Findings(wish);
+  const findings = new Findings(wish.startedMs, askedFor(wish));
   const attempt = new AbortController();
   const stop = (reason: unknown): void => attempt.abort(reason);
+  const folder = await mkdtemp(join(wish.scratch, "blockhaul-drill-")).catch((error: unknown) => {
+    const message = `No folder can be made in ${wish.scratch}; name another with --scratch: ${messageOf(error)}`;
+    throw new AppError("usage", "E_SCRATCH", message, {}, error);
+  });
   const leftMs = Math.max(0, wish.timeoutMs - findings.seconds * 1000);
   const timer = setTimeout(() => stop(tooLate(findings, wish.timeoutMs)), leftMs);
-  const folder = await mkdtemp(join(wish.scratch, "blockhaul-drill-"));
   let failure: unknown;
   try {
     const either = AbortSignal.any([signal, attempt.signal]);
-    await serveAndBoot({ tools, manifest, disks, wish, findings, folder, stop }, either);
+    await serveAndProve({ tools, manifest, disks, wish, findings, folder, stop }, either);
   } catch (error) {
     failure = attempt.signal.aborted ? attempt.signal.reason : error; // what came first is why
   } finally {
@@ -144,7 +75,7 @@ export async function runDrill(
   signal.throwIfAborted();
   const verdict = isVerdict(failure) ? failure : undefined;
   if (failure !== undefined && verdict === undefined) throw failure as Error;
-  return findings.result(wish.machine.accelerator, verdict);
+  return findings.result(wish.boot?.machine.accelerator ?? null, verdict);
 }
 
 interface Attempt {
@@ -158,7 +89,7 @@ interface Attempt {
   readonly stop: (reason: unknown) => void;
 }
 
-async function serveAndBoot(attempt: Attempt, signal: AbortSignal): Promise<void> {
+async function serveAndProve(attempt: Attempt, signal: AbortSignal): Promise<void> {
   const { tools, manifest, disks, wish, findings, folder, stop } = attempt;
   const overlay = join(folder, "overlay");
   await mkdir(overlay);
@@ -166,68 +97,33 @@ async function serveAndBoot(attempt: Attempt, signal: AbortSignal): Promise<void
   try {
     findings.bytesFetched = exports.bytesFetched;
     // each with its overlay, by what was asked for
-    const watched = [...exports.disks].map(
-      ([name, disk]) => [name, new WatchedDisk(disk as WritableDisk, stop)] as const,
+    const watched = new Map(
+      [...exports.disks].map(([name, disk]) => [name, new WatchedDisk(disk as WritableDisk, stop)]),
     );
-    findings.disks = watched.map(([, disk]) => disk);
-    const place = placeIn(folder, [...exports.disks.keys()]);
-    const server = await NbdServer.listen(new Map(watched), { path: place.nbd });
+    findings.disks = [...watched.values()];
+    const place = placeIn(folder, [...watched.keys()]);
+    const offered = new Map<string, ServedDisk>(watched);
+    const server = await NbdServer.listen(offered, { path: place.nbd });
     try {
-      await boot(attempt, place, (name) => server.uri(name), signal);
+      if (wish.boot === undefined) {
+        const inspection = { disks: watched, exports: offered, server, folder };
+        await inspectFileSystems(inspection, (volume) => findings.volumes.push(volume), signal);
+        findings.shown("files");
+        return;
+      }
+      const environment = {
+        ...wish.environment,
+        DRILL_SOURCE: manifest.source,
+        DRILL_GENERATION: manifest.generation,
+        DRILL_AGENT: place.agent,
+        DRILL_DISKS: place.disks.map((disk) => server.uri(disk)).join("\n"),
+      };
+      await bootAndWait(wish.boot, { place, findings, environment, stop }, signal);
     } finally {
       await server.close();
     }
   } finally {
     await exports.close();
-  }
-}
-
-async function boot(
-  { manifest, wish, findings, stop }: Attempt,
-  place: ReturnType<typeof placeIn>,
-  uri: (disk: string) => string,
-  signal: AbortSignal,
-): Promise<void> {
-  const { agent, console: pattern, script } = wish.proofs;
-  let said: Promise<unknown> | undefined;
-  let done = false;
-  const machine = await Machine.start(wish.machine, place, (console) => {
-    findings.console = console;
-    if (pattern !== undefined) said = console.said(pattern);
-    void console.said(HOPELESS).then((words) => stop(gaveUp(words)));
-  });
-  try {
-    machine.over.catch((ended: unknown) => {
-      if (!done) stop(ended);
-    });
-    await Promise.all([
-      agent && agentAnswers(place.agent, signal).then(() => findings.shown("agent")),
-      said !== undefined && unlessAborted(said, signal).then(() => findings.shown("console")),
-    ]);
-    if (script === undefined) return;
-    const facts = {
-      DRILL_SOURCE: manifest.source,
-      DRILL_GENERATION: manifest.generation,
-      DRILL_AGENT: place.agent,
-      DRILL_DISKS: place.disks.map(uri).join("\n"),
-    };
-    await scriptPasses({ file: script, environment: { ...wish.environment, ...facts } }, signal);
-    findings.shown("script");
-  } finally {
-    done = true;
-    await machine.kill();
-  }
-}
-
-async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  signal.throwIfAborted();
-  const aborted = Promise.withResolvers<never>();
-  const leave = (): void => aborted.reject(signal.reason);
-  signal.addEventListener("abort", leave, { once: true });
-  try {
-    return await Promise.race([work, aborted.promise]);
-  } finally {
-    signal.removeEventListener("abort", leave);
   }
 }
 
@@ -247,10 +143,12 @@ function tooLate(findings: Findings, timeoutMs: number): AppError {
   return new AppError("source", "E_DRILL_TIMEOUT", `After ${timeoutMs / 1000} s ${what}`, { timeoutMs });
 }
 
-function gaveUp(words: string): AppError {
-  return new AppError(
-    "source",
-    "E_DRILL_CONSOLE",
-    `The guest cannot come up; its console says: ${words.trim()}`,
-  );
+function askedFor({ boot }: DrillWish): DrillProof["kind"][] {
+  if (boot === undefined) return ["files"];
+  const { agent, console, script } = boot.proofs;
+  return [
+    ...(agent ? (["agent"] as const) : []),
+    ...(console !== undefined ? (["console"] as const) : []),
+    ...(script !== undefined ? (["script"] as const) : []),
+  ];
 }

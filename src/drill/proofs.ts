@@ -1,5 +1,6 @@
 import { once } from "node:events";
 import { spawn, type ChildProcess } from "node:child_process";
+import { access } from "node:fs/promises";
 import { kill } from "node:process";
 import { AppError, systemCode } from "../errors.ts";
 import { pause } from "../flow/retry.ts";
@@ -8,6 +9,7 @@ import { GuestAgent } from "../qemu/guest-agent.ts";
 /** How long one attempt to hear of the agent takes; what is asked of it waits in the guest's channel, so few are needed. */
 const AGENT_SYNC_MS = 10_000;
 const AGENT_AGAIN_MS = 200;
+const SOCKET_AGAIN_MS = 10;
 /** What a script gets to end by itself. */
 const SCRIPT_LINGER_MS = 5000;
 /** Characters kept of what a script says. */
@@ -27,6 +29,16 @@ export async function agentAnswers(socket: string, signal: AbortSignal): Promise
       await pause(AGENT_AGAIN_MS, signal); // QEMU has not made the socket yet, or the agent is being restarted
     }
   }
+}
+
+/** Resolves when QEMU has made the agent's socket. @throws the signal's reason, which bounds it. */
+export async function agentSocketMade(socket: string, signal: AbortSignal): Promise<void> {
+  const isThere = (): Promise<boolean> =>
+    access(socket).then(
+      () => true,
+      () => false,
+    );
+  while (!(await isThere())) await pause(SOCKET_AGAIN_MS, signal);
 }
 
 export interface ScriptWish {

@@ -3,7 +3,7 @@ import type { Repository } from "../repository/config.ts";
 import { storeDrill, type DrillRecord } from "../repository/drills.ts";
 import type { StoredManifest } from "../repository/manifest.ts";
 import { uuidv7 } from "../repository/names.ts";
-import type { DrillResult } from "./drill.ts";
+import type { DrillResult } from "./findings.ts";
 
 /** Characters of the failure that are recorded. */
 const MESSAGE_MAX = 1000;

@@ -22,7 +22,8 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   restore: ["repository", "chunk", "store", "nbd", "image", ...BASE],
   upkeep: ["restore", "repository", "chunk", "store", ...BASE],
   serve: ["restore", "repository", "chunk", "store", "nbd", ...BASE],
-  drill: ["serve", "repository", "qemu", "nbd", ...BASE],
+  files: ["nbd", ...BASE],
+  drill: ["files", "serve", "repository", "qemu", "nbd", ...BASE],
   "settings.ts": ["store", "nbd", ...BASE],
   cli: [
     "settings.ts",
@@ -31,6 +32,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "upkeep",
     "serve",
     "drill",
+    "files",
     "repository",
     "chunk",
     "store",

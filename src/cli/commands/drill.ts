@@ -2,7 +2,9 @@ import { resolve } from "node:path";
 import { Command, Option } from "commander";
 import { formatSize, parseSize } from "../../bytes/size.ts";
 import { bestAccelerator } from "../../drill/accelerator.ts";
-import { runDrill, type DrillResult, type DrillWish } from "../../drill/drill.ts";
+import type { CheckedVolume } from "../../drill/check-files.ts";
+import { runDrill, type DrillWish } from "../../drill/drill.ts";
+import type { DrillResult } from "../../drill/findings.ts";
 import { recordDrill } from "../../drill/record.ts";
 import { AppError } from "../../errors.ts";
 import type { DrillRecord } from "../../repository/drills.ts";
@@ -20,6 +22,7 @@ interface Flags extends RepositoryFlags {
   readonly agent?: boolean;
   readonly console?: string;
   readonly script?: string;
+  readonly boot: boolean;
   readonly timeout: string;
   readonly qemu: string;
   readonly accel: string;
@@ -50,6 +53,7 @@ answers (unless something else is asked for), that the serial console said somet
     .option("--agent", "wait for the guest agent's answer (the default without --console and --script)")
     .option("--console <REGEX>", "wait until the serial console says what matches")
     .option("--script <FILE>", "then run this program: exit code 0 passes")
+    .option("--no-boot", "boot nothing; check the file systems from outside instead")
     .option("--timeout <TIME>", "how long all of it may take: 90s, 10m, 2h", "10m")
     .option("--qemu <PATH>", "QEMU", "qemu-system-x86_64")
     .addOption(
@@ -69,6 +73,7 @@ Examples:
   blockhaul drill -r s3://my-bucket/vms web
   blockhaul drill -r /backup/vms db@2026-11-22T03:00Z --console 'login:' --timeout 5m
   blockhaul drill -r /backup/vms web --agent --script ./is-it-well.sh --memory 4GiB
+  blockhaul drill -r /backup/vms web --no-boot
   blockhaul drill -r /backup/vms web --qemu-argument -bios --qemu-argument /usr/share/ovmf/OVMF.fd`,
     )
     .action(
@@ -110,20 +115,31 @@ async function drill(
     signal,
   );
   if (unrecorded !== undefined) output.warn(`The drill is not recorded: ${unrecorded.message}`);
-  const document = { ...drillDocument(record), recorded: unrecorded === undefined, console: result.console };
+  const volumes = result.volumes.map((volume) => ({ ...volume, kind: volume.kind ?? null }));
+  const document = {
+    ...drillDocument(record),
+    recorded: unrecorded === undefined,
+    volumes,
+    console: result.console,
+  };
   output.result(document, () => text(record, result));
   if (result.failure !== undefined) throw result.failure;
 }
 
-function text(record: DrillRecord, { failure, console }: DrillResult): string {
+function text(record: DrillRecord, { failure, console, volumes }: DrillResult): string {
   const { generation, source, proofs, bytesFetched, bytesWritten, seconds } = record;
   const seen = proofs.map(proofText).join(", ");
-  const cost = `${formatSize(bytesFetched)} fetched, ${formatSize(bytesWritten)} written by the guest`;
+  const cost = `${formatSize(bytesFetched)} fetched, ${formatSize(bytesWritten)} written`;
   const how = record.accelerator === null ? "" : ` with ${record.accelerator}`;
   const line = `Drill of ${generation} of ${source} ${record.outcome}${how} in ${seconds.toFixed(1)} s: ${seen}; ${cost}`;
+  if (record.accelerator === null) return [line, ...volumes.map(volumeText)].join("\n");
   if (failure === undefined) return line;
   if (console === "") return `${line}\nThe console said nothing`;
   return `${line}\nThe console's last lines:\n${console.replaceAll(/^/gm, "  ")}`;
+}
+
+function volumeText({ volume, kind, outcome, detail }: CheckedVolume): string {
+  return `  ${volume}: ${kind ?? "nothing that is known"}, ${outcome}: ${detail}`;
 }
 
 /** @throws AppError (usage) E_FLAG, E_SIZE. */
@@ -135,19 +151,23 @@ async function wishOf(flags: Flags): Promise<DrillWish> {
   if (!Number.isInteger(cpus) || cpus < 1 || cpus > CPUS_MAX) {
     throw flagError("--cpus", `takes a number from 1 to ${CPUS_MAX}, not "${flags.cpus}"`);
   }
+  const machine = {
+    qemu: flags.qemu,
+    accelerator: accel === "auto" ? await bestAccelerator() : accel,
+    memory: parseSize(flags.memory),
+    cpus,
+    more: flags.qemuArgument,
+  };
+  const proofs = {
+    agent: flags.agent ?? (pattern === undefined && script === undefined),
+    console: pattern,
+    script: script === undefined ? undefined : resolve(script),
+  };
+  if (!flags.boot && (flags.agent === true || pattern !== undefined || script !== undefined)) {
+    throw flagError("--no-boot", "goes without --agent, --console and --script: nobody would answer");
+  }
   return {
-    machine: {
-      qemu: flags.qemu,
-      accelerator: accel === "auto" ? await bestAccelerator() : accel,
-      memory: parseSize(flags.memory),
-      cpus,
-      more: flags.qemuArgument,
-    },
-    proofs: {
-      agent: flags.agent ?? (pattern === undefined && script === undefined),
-      console: pattern,
-      script: script === undefined ? undefined : resolve(script),
-    },
+    boot: flags.boot ? { machine, proofs } : undefined,
     timeoutMs: timeoutMs(flags.timeout),
     scratch: resolve(flags.scratch),
     cacheBytes: parseSize(flags.cacheMemory),
