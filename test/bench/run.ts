@@ -8,6 +8,7 @@
  */
 import { parseArgs } from "node:util";
 import { encrypted, fullDirectory, sparseMemory } from "./full-directory.ts";
+import { drill } from "./drill.ts";
 import { freeze } from "./freeze.ts";
 import { fullMinio } from "./full-minio.ts";
 import { type Finding, printFindings } from "./harness.ts";
@@ -27,6 +28,7 @@ const BENCHES: Readonly<Record<string, (rounds: number) => Promise<Finding[]>>> 
   prune: pruneMemory,
   freeze,
   serve,
+  drill,
 };
 
 const { values, positionals } = parseArgs({

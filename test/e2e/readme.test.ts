@@ -46,6 +46,14 @@ interface Listed {
 /** Code within the text and the tables. */
 const INLINE = [...README.matchAll(/`([^`\n]+)`/g)].map(([, code]) => code!);
 
+/** What README.md's VM has on its disk, and the test guest has not: a kernel, and that it boots it. */
+function bootArguments(): string {
+  const guest = join(ROOT, ".cache/guest");
+  return ["-kernel", `${guest}/vmlinuz`, "-initrd", `${guest}/initrd.gz`, "-append", "'console=ttyS0 quiet'"]
+    .map((argument) => `--qemu-argument ${argument}`)
+    .join(" ");
+}
+
 function flagsOf(command: Command): string[] {
   return command.options.flatMap(({ long, short }) => [long, short].filter((flag) => flag !== undefined));
 }
@@ -191,6 +199,7 @@ describe("README.md, line by line", () => {
       [/2026-11-2[12]T03:00Z/, new Date(Date.now() + 3_600_000).toISOString()],
       [/2026-11-2[12]/, "2999-12-31"],
       [/^17 3 \* \* \* /, ""],
+      [/^blockhaul drill web-vm$/, `blockhaul drill web-vm --accel tcg --memory 384MiB ${bootArguments()}`],
       [/\/etc\/blockhaul\//, `${folder}/`],
     ];
     onTestFinished(async () => {
