@@ -7,11 +7,13 @@ import { diffCommand } from "./commands/diff.ts";
 import { doctorCommand } from "./commands/doctor.ts";
 import { drillCommand } from "./commands/drill.ts";
 import { exportCommand } from "./commands/export.ts";
+import { filesCommand } from "./commands/files.ts";
 import { forgetCommand } from "./commands/forget.ts";
 import { holdCommand, releaseCommand } from "./commands/hold.ts";
 import { initCommand } from "./commands/init.ts";
 import { keyCommand } from "./commands/key.ts";
 import { listCommand } from "./commands/list.ts";
+import { mountCommand } from "./commands/mount.ts";
 import { pruneCommand } from "./commands/prune.ts";
 import { repairCommand } from "./commands/repair.ts";
 import { restoreCommand } from "./commands/restore.ts";
@@ -59,6 +61,8 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
     exportCommand(),
     serveCommand(),
     drillCommand(),
+    filesCommand(),
+    mountCommand(),
     verifyCommand(),
     repairCommand(),
     statsCommand(),

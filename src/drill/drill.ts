@@ -1,17 +1,14 @@
-import { mkdir, mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { AppError, messageOf, type ErrorCode } from "../errors.ts";
-import type { ServedDisk } from "../nbd/server/served-disk.ts";
-import { NbdServer } from "../nbd/server/server.ts";
 import type { DrillProof } from "../repository/drills.ts";
 import type { ManifestDisk, StoredManifest } from "../repository/manifest.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
-import { openExports } from "../serve/exports.ts";
+import { withThrowaway, type WritableDisk } from "../serve/throwaway.ts";
 import { bootAndWait, type Boot } from "./boot.ts";
 import { Findings, type DrillResult } from "./findings.ts";
 import { inspectFileSystems } from "./inspect.ts";
-import { placeIn } from "./machine-arguments.ts";
-import { WatchedDisk, type WritableDisk } from "./watched-disk.ts";
+import { WatchedDisk } from "./watched-disk.ts";
 
 export interface DrillWish {
   /** What is booted and waited for; undefined: nothing is, and file systems are checked from outside. */
@@ -91,40 +88,27 @@ interface Attempt {
 
 async function serveAndProve(attempt: Attempt, signal: AbortSignal): Promise<void> {
   const { tools, manifest, disks, wish, findings, folder, stop } = attempt;
-  const overlay = join(folder, "overlay");
-  await mkdir(overlay);
-  const exports = await openExports(tools, manifest, disks, { cacheBytes: wish.cacheBytes, overlay }, signal);
-  try {
-    findings.bytesFetched = exports.bytesFetched;
-    // each with its overlay, by what was asked for
-    const watched = new Map(
-      [...exports.disks].map(([name, disk]) => [name, new WatchedDisk(disk as WritableDisk, stop)]),
-    );
-    findings.disks = [...watched.values()];
-    const place = placeIn(folder, [...watched.keys()]);
-    const offered = new Map<string, ServedDisk>(watched);
-    const server = await NbdServer.listen(offered, { path: place.nbd });
-    try {
-      if (wish.boot === undefined) {
-        const inspection = { disks: watched, exports: offered, server, folder };
-        await inspectFileSystems(inspection, (volume) => findings.volumes.push(volume), signal);
-        findings.shown("files");
-        return;
-      }
-      const environment = {
-        ...wish.environment,
-        DRILL_SOURCE: manifest.source,
-        DRILL_GENERATION: manifest.generation,
-        DRILL_AGENT: place.agent,
-        DRILL_DISKS: place.disks.map((disk) => server.uri(disk)).join("\n"),
-      };
-      await bootAndWait(wish.boot, { place, findings, environment, stop }, signal);
-    } finally {
-      await server.close();
+  const wrap = (disk: WritableDisk): WatchedDisk => new WatchedDisk(disk, stop);
+  const options = { folder, cacheBytes: wish.cacheBytes, wrap };
+  await withThrowaway(tools, manifest, disks, options, signal, async (served) => {
+    findings.bytesFetched = served.bytesFetched;
+    findings.disks = [...served.disks.values()];
+    if (wish.boot === undefined) {
+      await inspectFileSystems(served, folder, (volume) => findings.volumes.push(volume), signal);
+      findings.shown("files");
+      return;
     }
-  } finally {
-    await exports.close();
-  }
+    const names = [...served.disks.keys()];
+    const place = { nbd: served.socket, disks: names, agent: join(folder, "agent.sock") };
+    const environment = {
+      ...wish.environment,
+      DRILL_SOURCE: manifest.source,
+      DRILL_GENERATION: manifest.generation,
+      DRILL_AGENT: place.agent,
+      DRILL_DISKS: names.map((disk) => served.server.uri(disk)).join("\n"),
+    };
+    await bootAndWait(wish.boot, { place, findings, environment, stop }, signal);
+  });
 }
 
 function isVerdict(error: unknown): error is AppError {

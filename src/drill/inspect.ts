@@ -3,36 +3,28 @@ import { AppError, hasCode } from "../errors.ts";
 import { mountFuseFile, type StandIn } from "../files/fuse-file.ts";
 import { volumesOf, type Volume } from "../files/part-disk.ts";
 import { copySparsely } from "../files/sparse-copy.ts";
-import type { ServedDisk } from "../nbd/server/served-disk.ts";
-import type { NbdServer } from "../nbd/server/server.ts";
+import type { Throwaway } from "../serve/throwaway.ts";
 import { checkVolume, isCheckable, type CheckedVolume } from "./check-files.ts";
 import type { WatchedDisk } from "./watched-disk.ts";
-
-export interface Inspection {
-  readonly disks: ReadonlyMap<string, WatchedDisk>;
-  /** What the server offers; volumes are added to it. */
-  readonly exports: Map<string, ServedDisk>;
-  readonly server: NbdServer;
-  /** For what is mounted or copied. */
-  readonly folder: string;
-}
 
 /**
  * Checks the file systems of disks from outside: each as a file, by nbdfuse; where that cannot be, as a local copy.
  *
+ * @param folder for what is mounted or copied.
  * @throws AppError E_DRILL_FILES (source): one is damaged; E_DRILL_NO_CHECK (source): none could be checked; what reading
  *   a disk throws; the signal's reason.
  */
 export async function inspectFileSystems(
-  { disks, exports, server, folder }: Inspection,
+  served: Throwaway<WatchedDisk>,
+  folder: string,
   checked: (volume: CheckedVolume) => void,
   signal: AbortSignal,
 ): Promise<void> {
   const found: CheckedVolume[] = [];
-  for (const [name, disk] of disks) {
+  for (const [name, disk] of served.disks) {
     for (const volume of await volumesOf(name, disk, signal)) {
       const result = isCheckable(volume)
-        ? await checkAsFile(volume, exports, server, folder, signal)
+        ? await checkAsFile(volume, served, folder, signal)
         : await checkVolume(volume, "", signal);
       found.push(result);
       checked(result);
@@ -46,16 +38,15 @@ export async function inspectFileSystems(
 
 async function checkAsFile(
   volume: Volume,
-  exports: Map<string, ServedDisk>,
-  server: NbdServer,
+  served: Throwaway<WatchedDisk>,
   folder: string,
   signal: AbortSignal,
 ): Promise<CheckedVolume> {
-  exports.set(volume.name, volume.disk);
-  const path = join(folder, volume.name, "disk");
+  served.offer(volume.name, volume.disk);
+  const path = join(folder, "volumes", volume.name, "disk");
   let file: StandIn | undefined;
   try {
-    file = await mountFuseFile({ uri: server.uri(volume.name), path, writable: true }, signal);
+    file = await mountFuseFile({ uri: served.server.uri(volume.name), path, writable: true }, signal);
   } catch (error) {
     if (!hasCode(error, "E_NO_FUSE")) throw error;
     await copySparsely(volume.disk, path, signal);

@@ -1,4 +1,3 @@
-import { join } from "node:path";
 import { MiB } from "../bytes/size.ts";
 import type { Accelerator } from "./accelerator.ts";
 
@@ -26,11 +25,6 @@ export interface MachinePlace {
 
 /** virtio-blk knows the first 20 bytes (virtio 1.2, 5.2.6). */
 const SERIAL_MAX = 20;
-
-/** The sockets in a folder of the drill's own. */
-export function placeIn(folder: string, disks: readonly string[]): MachinePlace {
-  return { nbd: join(folder, "nbd.sock"), disks, agent: join(folder, "agent.sock") };
-}
 
 /**
  * QEMU's command line. The guest has no network, and a serial console that firmware and boot loaders speak on too. A

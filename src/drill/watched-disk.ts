@@ -1,8 +1,6 @@
 import type { BlockSize, Extent, Range } from "../disk/disk.ts";
 import type { ServedDisk } from "../nbd/server/served-disk.ts";
-
-/** A disk that can be written, and says where it holds nothing: one with an overlay. */
-export type WritableDisk = ServedDisk & Required<Pick<ServedDisk, "extents" | "write" | "zero" | "flush">>;
+import type { WritableDisk } from "../serve/throwaway.ts";
 
 /** What whoever uses a disk has done to it. */
 export interface DiskUse {

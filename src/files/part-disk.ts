@@ -50,7 +50,7 @@ export class PartDisk implements ServedDisk {
 
 /** A place where a file system may be: a partition, or a disk that has none. */
 export interface Volume {
-  /** The disk's name; of a partition "vda-part1". */
+  /** The disk's name; of a partition "vda:1": no disk is called that. */
   readonly name: string;
   readonly disk: SparseDisk;
   /** Undefined: nothing that is known. */
@@ -67,7 +67,7 @@ export async function volumesOf(name: string, disk: SparseDisk, signal: AbortSig
   for (const partition of partitions) {
     const part = new PartDisk(disk, partition);
     const found = await identifyFileSystem(part.size, readerOf(part, signal));
-    volumes.push({ name: `${name}-part${partition.number}`, disk: part, kind: found });
+    volumes.push({ name: `${name}:${partition.number}`, disk: part, kind: found });
   }
   return volumes;
 }

@@ -8,6 +8,9 @@ const PACKAGES: Readonly<Record<string, string>> = {
   "qemu-img": "qemu-utils",
   "qemu-nbd": "qemu-utils",
   fallocate: "util-linux",
+  losetup: "mount",
+  mount: "mount",
+  umount: "mount",
 };
 
 /** How often a program is asked to end, and how long it has each time, in milliseconds. */

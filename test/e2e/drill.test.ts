@@ -252,8 +252,8 @@ describe("without a boot", () => {
     expect(code, stderr).toBe(0);
     expect(json).toMatchObject({ outcome: "passed", proofs: [{ kind: "files" }], accelerator: null });
     expect(json.volumes).toMatchObject([
-      { volume: "web-part1", kind: "ext", outcome: "sound" },
-      { volume: "web-part2", kind: null, outcome: "unchecked" },
+      { volume: "web:1", kind: "ext", outcome: "sound" },
+      { volume: "web:2", kind: null, outcome: "unchecked" },
     ]);
   });
 
@@ -269,7 +269,7 @@ describe("without a boot", () => {
     const { code, json, stderr } = await drill(place, "--no-boot");
     expect(code, stderr).toBe(14);
     expect(json).toMatchObject({ outcome: "failed", error: { code: "E_DRILL_FILES" }, recorded: true });
-    expect(json.volumes[0]).toMatchObject({ volume: "web-part1", outcome: "damaged" });
+    expect(json.volumes[0]).toMatchObject({ volume: "web:1", outcome: "damaged" });
   });
 
   test("where there is nothing to check, nothing is proven", async () => {

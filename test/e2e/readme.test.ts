@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import { execFile, spawn } from "node:child_process";
-import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { existsSync, readFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -23,6 +23,9 @@ import type { S3Server } from "../support/s3-process.ts";
 
 // each test is many runs of the program, which a busy machine may take its time for
 vi.setConfig({ testTimeout: 180_000 });
+
+/** What looking at files needs: not in every container. */
+const MOUNTS_WORK = loopDevicesWork() && existsSync("/dev/fuse");
 
 const ROOT = resolve(import.meta.dirname, "../..");
 const README = readFileSync(join(ROOT, "README.md"), "utf8");
@@ -76,7 +79,7 @@ describe("what README.md and --help say is what the program knows", () => {
       ...commandsBelow(program).flatMap(({ command }) => flagsOf(command)),
       "--help",
     ]);
-    const others = /^(qemu-nbd|npm|-\w+) /;
+    const others = /^(qemu-nbd|guestmount|npm|-\w+) /;
     const text = [...BLOCK_LINES, ...INLINE].filter((line) => !others.test(line)).join("\n");
     const named = [...text.matchAll(/(?<![\w-])--?[a-z][a-z-]*/g)].map(([flag]) => flag);
     expect(named.length).toBeGreaterThan(15);
@@ -154,13 +157,13 @@ describe("README.md, line by line", () => {
     return stdout;
   }
 
-  /** Starts a line that serves until it is ended. @returns ends it. */
-  async function serving(line: string): Promise<() => Promise<void>> {
+  /** Starts a line that serves until it is ended. @param says when it is ready. @returns ends it. */
+  async function serving(line: string, says: RegExp): Promise<() => Promise<void>> {
     const child = spawn("bash", ["-c", `exec ${line}`], { cwd: folder, env: { ...process.env, ...env } });
     const exited = once(child, "exit");
     onTestFinished(() => void child.kill("SIGKILL"));
     const [first] = (await Promise.race([once(child.stdout, "data"), exited])) as unknown[];
-    expect(String(first), line).toMatch(/^nbd\+unix:/);
+    expect(String(first), line).toMatch(says);
     return async () => {
       child.kill("SIGTERM");
       expect(await exited, line).toEqual([0, null]);
@@ -198,6 +201,7 @@ describe("README.md, line by line", () => {
       [/--disk vda /, "--disk vd0 "],
       [/2026-11-2[12]T03:00Z/, new Date(Date.now() + 3_600_000).toISOString()],
       [/2026-11-2[12]/, "2999-12-31"],
+      [/\/mnt\/web/, join(folder, "mnt")],
       [/^17 3 \* \* \* /, ""],
       [/^blockhaul drill web-vm$/, `blockhaul drill web-vm --accel tcg --memory 384MiB ${bootArguments()}`],
       [/\/etc\/blockhaul\//, `${folder}/`],
@@ -236,12 +240,21 @@ describe("README.md, line by line", () => {
       }
       if (concrete.startsWith("blockhaul serve ")) {
         await served?.();
-        served = await serving(concrete);
+        served = await serving(concrete, /^nbd\+unix:/);
         ran.push(line);
         continue;
       }
-      const stdout = await shell(concrete);
       ran.push(line);
+      const mounts = /^blockhaul (mount|files \w+ \S+ \/)/.test(concrete);
+      if (mounts && !MOUNTS_WORK) continue;
+      if (concrete.startsWith("blockhaul mount ")) {
+        await mkdir(join(folder, "mnt"));
+        const end = await serving(concrete, /^VOLUME/);
+        expect(await readFile(join(folder, "mnt/vd0/seq"), "utf8")).toMatch(/^\d{8}$/);
+        await end();
+        continue;
+      }
+      const stdout = await shell(concrete);
       if (withBitmap) expect(stdout).toMatch(/incremental: bitmap b1 since generation/);
     }
     await served?.();

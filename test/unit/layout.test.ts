@@ -22,7 +22,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   restore: ["repository", "chunk", "store", "nbd", "image", ...BASE],
   upkeep: ["restore", "repository", "chunk", "store", ...BASE],
   serve: ["restore", "repository", "chunk", "store", "nbd", ...BASE],
-  files: ["nbd", ...BASE],
+  files: ["serve", "repository", "nbd", ...BASE],
   drill: ["files", "serve", "repository", "qemu", "nbd", ...BASE],
   "settings.ts": ["store", "nbd", ...BASE],
   cli: [

@@ -3,13 +3,17 @@ import { join } from "node:path";
 import { expect, test } from "vitest";
 import { GiB } from "../../../src/bytes/size.ts";
 import { bestAccelerator } from "../../../src/drill/accelerator.ts";
-import { machineArguments, placeIn } from "../../../src/drill/machine-arguments.ts";
+import { machineArguments } from "../../../src/drill/machine-arguments.ts";
 import { temporaryFolder } from "../../support/folder.ts";
 
 const wish = { qemu: "qemu-system-x86_64", accelerator: "tcg", memory: 2 * GiB, cpus: 2, more: [] } as const;
 
 test("a machine without network, with each disk in order, the user's arguments last", () => {
-  const place = placeIn("/var/tmp/a,b", ["vda", "a-name-of-more-than-20-bytes"]);
+  const place = {
+    nbd: "/var/tmp/a,b/nbd.sock",
+    agent: "/var/tmp/a,b/agent.sock",
+    disks: ["vda", "a-name-of-more-than-20-bytes"],
+  };
   const args = machineArguments({ ...wish, more: ["-bios", "OVMF.fd"] }, place);
   expect(args.slice(-2)).toEqual(["-bios", "OVMF.fd"]);
   expect(args[args.indexOf("-nic") + 1]).toBe("none");
