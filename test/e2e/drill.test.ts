@@ -1,13 +1,15 @@
+import { execFile } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { chmod, mkdir, mkdtemp, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import { runCli, type CliResult } from "../support/cli.ts";
 import { backUpRaw, qemuImg } from "../support/exported-images.ts";
 import { temporaryFolder } from "../support/folder.ts";
-import { makeDisk } from "../support/guest/disk.ts";
+import { fsck, makeDisk } from "../support/guest/disk.ts";
 import { gptHead } from "../support/partition-tables.ts";
 import { startQemuNbd } from "../support/qemu-nbd.ts";
 import { directoryRepository, keysUnder, programFor, type TestRepository } from "../support/repositories.ts";
@@ -18,6 +20,8 @@ const BOOT = [
   ...["-kernel", join(GUEST, "vmlinuz"), "-initrd", join(GUEST, "initrd.gz")],
   ...["-append", "console=ttyS0 quiet panic=-1 cryptomgr.notests writer=1"],
 ].flatMap((argument) => ["--qemu-argument", argument]);
+/** e2fsprogs is where users without root do not look. */
+const SBIN = { ...process.env, PATH: `${process.env["PATH"]}:/usr/sbin:/sbin` };
 /** The machine stands still: nothing is ever seen of it. */
 const STILL = ["--qemu-argument", "-S"];
 
@@ -270,6 +274,31 @@ describe("without a boot", () => {
     expect(code, stderr).toBe(14);
     expect(json).toMatchObject({ outcome: "failed", error: { code: "E_DRILL_FILES" }, recorded: true });
     expect(json.volumes[0]).toMatchObject({ volume: "web:1", outcome: "damaged" });
+  });
+
+  test("what a journal has still to put right is no damage", async () => {
+    const place = await placeWith(async (repository, folder) => {
+      const image = join(folder, "web.raw");
+      await qemuImg("convert", "-O", "raw", await makeDisk(join(folder, "ext4.qcow2"), 16 * MiB), image);
+      const debugfs = async (...commands: string[]): Promise<string> => {
+        const args = commands.flatMap((command) => ["-R", command]);
+        return (await promisify(execFile)("debugfs", ["-w", ...args, image], { env: SBIN })).stdout;
+      };
+      const block = Number(/^\d+/.exec(await debugfs("blocks /"))![0]);
+      const [file, root] = [await open(image, "r+"), Buffer.alloc(4096)];
+      await file.read(root, 0, 4096, block * 4096);
+      await writeFile(join(folder, "root"), root);
+      await writeFile(join(folder, "commands"), `jo\njw -b ${block} ${join(folder, "root")}\njc\n`);
+      await promisify(execFile)("debugfs", ["-w", "-f", join(folder, "commands"), image], { env: SBIN });
+      await file.write(Buffer.alloc(4096), 0, 4096, block * 4096);
+      await file.close();
+      expect(await fsck(image)).not.toMatchObject({ code: 0 });
+      await backUpRaw(repository, image);
+    });
+    const { code, json, stderr } = await drill(place, "--no-boot");
+    expect(code, stderr).toBe(0);
+    expect(json.volumes).toMatchObject([{ volume: "web", kind: "ext", outcome: "sound" }]);
+    expect(json.bytesWritten).toBeGreaterThan(0);
   });
 
   test("where there is nothing to check, nothing is proven", async () => {

@@ -2,6 +2,7 @@ import { deepStrictEqual } from "node:assert";
 import { decodeConfig, type Repository } from "../../../src/repository/config.ts";
 import { decodeCondemned, readCondemned } from "../../../src/repository/condemned.ts";
 import { readDamaged, recordDamaged } from "../../../src/repository/damaged.ts";
+import { decodeDrill } from "../../../src/repository/drills.ts";
 import { decodeForgotten } from "../../../src/repository/forgotten.ts";
 import { decodeHold } from "../../../src/repository/holds.ts";
 import { decodeKeySlot } from "../../../src/repository/keys.ts";
@@ -33,6 +34,7 @@ const ALLOCATES_MAX = 48 * MiB;
 interface Vectors {
   readonly source: string;
   readonly generation: string;
+  readonly drill: string;
   readonly key: string;
   readonly repository: string;
   readonly pass: readonly { readonly hex: string; readonly encrypted?: boolean }[];
@@ -85,6 +87,7 @@ export async function recordTargets(): Promise<FuzzTarget[]> {
   const config = stored("config");
   const manifests = stored("manifests");
   const holds = stored("holds");
+  const drills = stored("drills");
   const keys = stored("keys");
   const condemned = stored("condemned");
   const forgotten = stored("forgotten");
@@ -98,6 +101,10 @@ export async function recordTargets(): Promise<FuzzTarget[]> {
     ...both("hold", holds.seeds, (input) => {
       const { source, generation } = holds.vectors;
       decodeHold(repository, source, generation, input);
+    }),
+    ...both("drill", drills.seeds, (input) => {
+      const { source, drill } = drills.vectors;
+      decodeDrill(repository, source, drill, input);
     }),
     ...both("key slot", keys.seeds, (input) => {
       const { scrypt } = decodeKeySlot(input, keys.vectors.repository, keys.vectors.key);
