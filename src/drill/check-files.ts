@@ -46,7 +46,7 @@ const CHECKERS: Readonly<Partial<Record<FileSystemKind, Checker>>> = {
     from: "e2fsprogs",
     replay: replayExtJournal,
     args: ["-fn"],
-    damaged: [4, 12],
+    damaged: [4, 8, 12], // 8: it cannot even be opened; a disk that fails ends the drill before
   },
   xfs: {
     program: "xfs_repair",

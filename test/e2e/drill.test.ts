@@ -261,11 +261,15 @@ describe("without a boot", () => {
     ]);
   });
 
-  test("a damaged one fails", async () => {
+  test.each([
+    ["bitmaps", 2, 2],
+    ["group descriptors", 1, 1],
+  ])("a damaged one fails: %s", async (_, block, blocks) => {
     const place = await placeWith(async (repository, folder) => {
       const image = await partitioned(folder, async (path, at) => {
         const file = await open(path, "r+");
-        await file.write(Buffer.alloc(8192, 0x5a), 0, 8192, at + 2 * 4096); // bitmaps
+        const length = blocks * 4096;
+        await file.write(Buffer.alloc(length, 0x5a), 0, length, at + block * 4096);
         await file.close();
       });
       await backUpRaw(repository, image);

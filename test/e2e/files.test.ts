@@ -16,7 +16,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { MiB } from "../../src/bytes/size.ts";
 import { runCli, type CliResult } from "../support/cli.ts";
 import { temporaryFolder } from "../support/folder.ts";
@@ -156,6 +156,7 @@ async function whileMounted(
   const result = await runCli(["mount", "web", dir, ...args, "--scratch", scratch, "--json"], {
     env: repository.env,
     started: (child) => {
+      onTestFinished(() => void child.kill("SIGTERM"));
       let said = "";
       child.stdout!.on("data", (text) => {
         said += String(text);
