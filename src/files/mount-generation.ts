@@ -53,7 +53,7 @@ export async function mountUntilOver(
       }
       const own = join(folder, name);
       await mkdir(own);
-      closing.push(() => rmdir(own));
+      closing.push(() => removeEmpty(own));
       try {
         const opened = raw
           ? await showRaw(served, name, disk, own, false, signal)
@@ -71,7 +71,7 @@ export async function mountUntilOver(
     ready(shown);
     await unmountedByHand(folder, shown, signal);
   } finally {
-    for (const close of closing.reverse()) await close();
+    await closeAll(closing.reverse());
   }
 }
 
@@ -98,6 +98,20 @@ async function unmountedByHand(folder: string, shown: readonly Shown[], signal: 
     await pause(LOOK_MS, signal).catch(() => undefined);
     if (signal.aborted) return;
   }
+}
+
+/** Each, also when one before it fails. @throws what failed first. */
+async function closeAll(closing: readonly (() => Promise<void>)[]): Promise<void> {
+  const failures: unknown[] = [];
+  for (const close of closing) await close().catch((error: unknown) => void failures.push(error));
+  if (failures.length > 0) throw failures[0];
+}
+
+/** Whoever unmounted it may have removed it too. */
+async function removeEmpty(folder: string): Promise<void> {
+  await rmdir(folder).catch((error: unknown) => {
+    if (systemCode(error) !== "ENOENT") throw error;
+  });
 }
 
 async function checkFolder(folder: string): Promise<void> {

@@ -67,8 +67,7 @@ export async function showFiles(
     await mkdir(folder, { recursive: true });
     const files = await mountFiles(raw.path, kind!, folder, signal);
     const close = async (): Promise<void> => {
-      await files.close();
-      await raw.close();
+      await files.close().finally(() => raw.close());
     };
     return { folder, close };
   } catch (error) {
