@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { mkdir, open, rename, rm } from "node:fs/promises";
+import { mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { AppError, messageOf, systemCode } from "../errors.ts";
 import { AgeHistogram, cachedFiles, PAGE } from "./disk-cache-files.ts";
@@ -84,6 +84,9 @@ export class DiskCache {
   async keep(blob: CachedBlob, bytes: Uint8Array): Promise<void> {
     const room = Math.ceil(bytes.length / PAGE) * PAGE;
     if (this.#readOnly || this.#closed) return;
+    // what came with one request may have been there in part
+    const found = await stat(this.#path(blob)).catch(() => undefined);
+    if (found?.size === bytes.length) return;
     if (this.#bytes + room > this.#bytesMax || this.#sinceLook > this.#bytesMax * LOOK_AGAIN_SHARE)
       this.#tidy();
     if (this.#bytes + room > this.#bytesMax) return;

@@ -42,7 +42,7 @@ export class SpanSource {
         return undefined;
       } catch (error) {
         if (!(error instanceof AppError) || error.kind !== "corrupt") throw error;
-        await Promise.all(span.blobs.map(({ slot }) => disk.drop(cachedBlob(span, slot))));
+        await disk.drop(cachedBlob(span, Number(error.context["slot"])));
       }
     }
     const fetched = await fetchSpan(span, from.bytes, this.#tools, signal);

@@ -238,6 +238,19 @@ describe("trouble", () => {
     expectSame(await readAt(disk, CHUNK, CHUNK), chunksOf(2));
   });
 
+  test("reads that fail leave no memory behind: more of them than there is room", async () => {
+    const backups = await newBackups();
+    const { manifest } = await backups.backup([diskOf(numbers(1, 9))]);
+    const key = [...backups.store.objects.keys()].find((name) => name.startsWith(packKey("")))!;
+    for (let chunk = 0; chunk < 8; chunk += 2) backups.store.bytes(key)[chunk * CHUNK + 500]! ^= 4;
+    const disk = await servedDisk(backups, manifest, { cacheBytes: CHUNK });
+    for (let round = 0; round < 300; round++) {
+      const reads = [0, 2, 4, 6].map((chunk) => readAt(disk, chunk * CHUNK, 1));
+      expect((await Promise.allSettled(reads)).every(({ status }) => status === "rejected")).toBe(true);
+    }
+    expectSame(await readAt(disk, CHUNK, CHUNK), chunksOf(2));
+  });
+
   test("damage fails the reads of that chunk, not of those that were fetched with it", async () => {
     const backups = await newBackups();
     const { manifest } = await backups.backup([diskOf(numbers(1, 9))]);
