@@ -52,11 +52,8 @@ export async function mountFiles(
     signal.throwIfAborted();
     throw cannotMount(`the kernel does not mount it as ${TYPES[kind]!}`, error);
   }
-  const close = async (): Promise<void> => {
-    await unmount(folder);
-    await detachLoop(device);
-  };
-  return { folder, close };
+  await detachLoop(device); // goes with the mount from now on, whoever unmounts it
+  return { folder, close: () => unmount(folder) };
 }
 
 async function attachLoop(file: string, signal: AbortSignal): Promise<string> {
@@ -91,7 +88,7 @@ async function unmount(folder: string): Promise<void> {
   }
 }
 
-/** Goes by itself when nobody uses it any more. */
+/** One that is in use goes as soon as it is not. */
 async function detachLoop(device: string): Promise<void> {
   await runProgram("losetup", ["--detach", device], new AbortController().signal).catch(() => undefined);
 }
