@@ -8,7 +8,7 @@ import { extendLocks } from "../repository/object-lock.ts";
 import type { PackRef } from "../repository/pack-directory.ts";
 import { addStats } from "./counts.ts";
 import type { Copied, GenerationRun } from "./generation.ts";
-import type { BackupReport, RunStats } from "./request.ts";
+import { requestsOf, type BackupReport, type RunStats } from "./request.ts";
 
 /** Identifies a run, and keeps its beginning. */
 export interface RunIdentity {
@@ -66,7 +66,7 @@ export async function commit(
     writer: request.writer,
   };
   await commitGeneration(repository, manifest, signal);
-  return { manifest, stats: { ...stats, requests: repository.store.requests() }, guest: open.guest };
+  return { manifest, stats: { ...stats, requests: requestsOf(request) }, guest: open.guest };
 }
 
 async function storeDisk(
@@ -137,7 +137,7 @@ function statsOf(
     seconds: (performance.now() - identity.startedMs) / 1000,
     // a directory is stored in its pack and in an index object
     metadataBytes: layerBytes + 2 * copied.directoryBytes,
-    requests: request.repository.store.requests(),
+    requests: requestsOf(request),
     peakRssBytes: request.peakRssBytes(),
   };
 }

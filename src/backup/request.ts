@@ -2,6 +2,8 @@ import type { LeaseHolder } from "../repository/leases.ts";
 import type { DedupScope } from "../repository/dedup.ts";
 import type { Manifest } from "../repository/manifest.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
+import { requestsSince } from "../store/request-counts.ts";
+import type { RequestCounts } from "../store/store.ts";
 import type { ChunkStats } from "./counts.ts";
 import type { GuestPause } from "./point-in-time.ts";
 import type { BackupSource } from "./source.ts";
@@ -25,6 +27,13 @@ export interface BackupRequest extends ReadTools {
   readonly progress: (state: BackupProgress) => void;
   /** Of the whole process, bytes. */
   readonly peakRssBytes: () => number;
+  /** What others sent over the same store before; none unless given. */
+  readonly requestsBefore?: RequestCounts;
+}
+
+/** Requests of this run. */
+export function requestsOf({ repository, requestsBefore }: BackupRequest): RequestCounts {
+  return requestsSince(requestsBefore ?? {}, repository.store.requests());
 }
 
 export interface BackupProgress {

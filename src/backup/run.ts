@@ -10,7 +10,7 @@ import { beginRun, endingOf, endRun } from "../repository/runs.ts";
 import type { RunIdentity } from "./commit.ts";
 import { makeGeneration } from "./generation.ts";
 import type { PlanAfter } from "./plan.ts";
-import type { BackupReport, BackupRequest, DryRun } from "./request.ts";
+import { requestsOf, type BackupReport, type BackupRequest, type DryRun } from "./request.ts";
 import type { BackupSource } from "./source.ts";
 import { abortStaleUploads } from "./stale-uploads.ts";
 
@@ -43,7 +43,7 @@ export async function runBackup(request: BackupRequest, run: AbortController): P
       endedAt,
       generation,
       seconds,
-      requests: store.requests(),
+      requests: requestsOf(request),
     };
     await endRun(repository, record, cleanup);
   };

@@ -1,10 +1,8 @@
 import type { Command } from "commander";
 import { parseSize } from "../bytes/size.ts";
 import { AppError } from "../errors.ts";
+import { FREEZE_BUDGET_MS, SCRATCH_DIR } from "../jobs/connect-source.ts";
 import type { QemuSourceOptions } from "../qemu/point-in-time.ts";
-
-/** On disk rather than in memory, as /tmp often is: it has to hold what the guest overwrites while it is backed up. */
-const SCRATCH_DIR = "/var/tmp";
 
 const FREEZE_SECONDS_MAX = 60;
 
@@ -43,7 +41,11 @@ export function addQemuFlags(command: Command): Command {
       "qmp: socket of the guest agent, to freeze the file systems for the instant",
     )
     .option("--freeze <WHEN>", "qmp: auto (if an agent answers), require, or off", "auto")
-    .option("--freeze-budget <SECONDS>", "qmp: the longest that the guest may stand frozen", "5")
+    .option(
+      "--freeze-budget <SECONDS>",
+      "qmp: the longest that the guest may stand frozen",
+      String(FREEZE_BUDGET_MS / 1000),
+    )
     .option(
       "--fleecing <HOW>",
       "qmp: classic, filter (trouble costs the backup, not the guest), or auto",

@@ -73,12 +73,6 @@ function capped(lines: readonly string[], leftOut: number): string[] {
   return [...lines.slice(0, LINES_MAX), ...(more === 0 ? [] : [`and ${more} more; all with --json`])];
 }
 
-/** Whatever else is wrong with it, it can be forgotten by its id. */
-export function unreadableManifest({ message, code }: AppError, generation: string): Problem {
-  const hint = `nothing of this generation can be restored; when you have seen enough: blockhaul forget ${generation}`;
-  return { message: `${message}: ${hint}`, code, generations: [generation] };
-}
-
 /** @throws AppError E_PERCENT (usage). */
 export function parsePercent(flag: string | true | undefined): number {
   if (flag === undefined) return 0;
@@ -119,15 +113,4 @@ function remarks(report: VerifyReport): string[] {
   }
   if (report.transient > 0) lines.push(transientLine(report.transient));
   return lines;
-}
-
-/** @throws AppError E_VERIFY (corrupt). */
-export function throwIfAny(
-  { problems, problemsLeftOut }: Pick<VerifyReport, "problems" | "problemsLeftOut">,
-  location: string,
-): void {
-  const count = problems.length + problemsLeftOut;
-  if (count === 0) return;
-  const message = `${location}: ${count} ${count === 1 ? "problem" : "problems"} found`;
-  throw new AppError("corrupt", "E_VERIFY", message, { count });
 }

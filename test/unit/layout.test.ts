@@ -25,7 +25,11 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   files: ["serve", "repository", "nbd", ...BASE],
   drill: ["files", "serve", "repository", "qemu", "nbd", ...BASE],
   "settings.ts": ["store", "nbd", ...BASE],
+  session: ["settings.ts", "repository", "chunk", "store", ...BASE],
+  jobs: ["session", "settings.ts", "backup", "upkeep", "repository", "store", "nbd", "qemu", ...BASE],
   cli: [
+    "jobs",
+    "session",
     "settings.ts",
     "backup",
     "restore",

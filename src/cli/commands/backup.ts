@@ -3,8 +3,7 @@ import { formatSize } from "../../bytes/size.ts";
 import { AppError } from "../../errors.ts";
 import { dryRun, runBackup } from "../../backup/run.ts";
 import type { BackupProgress, BackupReport, BackupRequest, DryRun } from "../../backup/request.ts";
-import { QemuSource } from "../../backup/qemu-vm.ts";
-import { nbdExports } from "../../backup/nbd-exports.ts";
+import { connectorOf, type SourceWish } from "../../jobs/connect-source.ts";
 import { parseTags, sourceSettings, type SourceSettings } from "../../settings.ts";
 import { action } from "../action.ts";
 import { generationDocument, NO_HOLDS } from "../documents.ts";
@@ -77,13 +76,13 @@ Examples:
         const source = sourceSettings(command.args[0], flags.disk, flags.name);
         const tags = parseTags(flags.tag);
         const scope = oneOf("--dedup", flags.dedup, ["repository", "source", "off"]);
-        const connect = connector(source, flags, (message) => cli.output.warn(message));
+        const wish = wishOf(source, flags, (message) => cli.output.warn(message));
         await withSession(flags, cli, async (session) => {
           const progress = new Progress(cli.output);
           const request: BackupRequest = {
             ...session,
             source: source.name,
-            connect: connect(session.repository.config.repository),
+            connect: connectorOf(wish, session.repository.config.repository),
             tags,
             dedup: { scope, cacheDir: session.settings.cacheDir },
             holder: thisProcess(),
@@ -112,31 +111,16 @@ function progressState({ disk, position, size, stats }: BackupProgress): Progres
   return { label: disk, done: position, total: size, note: saved };
 }
 
-/** Checks the flags, and waits for the repository's id. */
-function connector(
-  source: SourceSettings,
-  flags: Flags,
-  warn: (message: string) => void,
-): (repository: string) => BackupRequest["connect"] {
-  const connections = parseConnections(flags.connections);
+/** Checks the flags. */
+function wishOf(source: SourceSettings, flags: Flags, warn: (message: string) => void): SourceWish {
   const { full = false, bitmap, parent } = flags;
-  if (source.kind === "nbd") {
-    const wish = { source: source.name, full, bitmap, parent };
-    return () => () => Promise.resolve(nbdExports(wish, source.disks, connections));
+  const common = { full, connections: parseConnections(flags.connections) };
+  if (source.kind === "nbd") return { ...common, source, bitmap, parent };
+  if (bitmap === undefined && parent === undefined) {
+    return { ...common, source, qemu: qemuOptions(flags, source.qmp, source.disks, warn) };
   }
-  if (bitmap !== undefined || parent !== undefined) {
-    const message =
-      "--bitmap and --parent are for NBD exports: of a QEMU the right bitmap is found by itself";
-    throw new AppError("usage", "E_FLAG", message);
-  }
-  const options = qemuOptions(flags, source.qmp, source.disks, warn);
-  return (repository) => (run, purpose, signal) =>
-    QemuSource.connect(
-      { ...options, source: source.name, repository, full, connections },
-      run,
-      purpose,
-      signal,
-    );
+  const message = "--bitmap and --parent are for NBD exports: of a QEMU the right bitmap is found by itself";
+  throw new AppError("usage", "E_FLAG", message);
 }
 
 function parseConnections(text: string | undefined): number | undefined {

@@ -14,7 +14,8 @@ import { action, type CliContext } from "../action.ts";
 import { drillDocument, proofText } from "../drill-text.ts";
 import { packageVersion, thisProcess } from "../process.ts";
 import { oneOf } from "../qemu-flags.ts";
-import { withSession, type RepositoryFlags, type Session } from "../session.ts";
+import type { Session } from "../../session/session.ts";
+import { withSession, type RepositoryFlags } from "../session.ts";
 import { disksOf } from "./serve.ts";
 
 interface Flags extends RepositoryFlags {

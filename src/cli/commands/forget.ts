@@ -3,9 +3,8 @@ import { AppError } from "../../errors.ts";
 import type { Repository } from "../../repository/config.ts";
 import { RUN_GRACE_MS, type PinLookup } from "../../repository/pins.ts";
 import { Calendar } from "../../upkeep/calendar.ts";
-import { forget } from "../../upkeep/forget.ts";
+import { forgetAll } from "../../upkeep/forget-all.ts";
 import { planByName, planByPolicy, type Judged, type SourcePlan } from "../../upkeep/plan-forget.ts";
-import { NEWEST_REASON } from "../../upkeep/retention.ts";
 import { action, type CliContext } from "../action.ts";
 import { table } from "../output.ts";
 import { isGone } from "../process.ts";
@@ -52,7 +51,7 @@ Examples:
             cli.output.warn(error.message);
           });
           const dryRun = flags.dryRun === true;
-          const plans = dryRun ? planned : await carryOut(planned, repository, cli);
+          const plans = dryRun ? planned : await forgetAll(repository, planned, PINS, cli.output, cli.run);
           const calendar = new Calendar(flags.timezone);
           cli.output.result(document(plans, dryRun), () => text(plans, dryRun, calendar));
           if (damaged[0] !== undefined) throw damaged[0]; // after the rest was done
@@ -78,32 +77,6 @@ function planner(flags: Flags, generations: readonly string[], cli: CliContext):
   }
   const message = "Give either generations to forget, or rules of what to keep (with --source), not both";
   throw new AppError("usage", "E_FORGET_WHAT", message);
-}
-
-async function carryOut(
-  planned: readonly SourcePlan[],
-  repository: Repository,
-  { output, run }: CliContext,
-): Promise<SourcePlan[]> {
-  const done: SourcePlan[] = [];
-  for (const plan of planned) {
-    const result = await forget(repository, plan, PINS, run);
-    const wanted = new Set(plan.remove.map(({ generation }) => generation));
-    for (const { generation, reasons } of result.keep.filter((one) => wanted.has(one.generation))) {
-      output.warn(
-        `Generation ${generation} of ${plan.source} stays, since a moment ago: ${reasons.join(", ")}`,
-      );
-    }
-    for (const { generation, reasons } of result.remove.filter((one) =>
-      one.reasons.includes(NEWEST_REASON),
-    )) {
-      output.info(
-        `${generation} was the ${reasons.at(-1)!}: the next backup of ${plan.source} may read more`,
-      );
-    }
-    done.push(result);
-  }
-  return done;
 }
 
 function document(plans: readonly SourcePlan[], dryRun: boolean): object {

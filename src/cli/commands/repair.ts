@@ -2,11 +2,12 @@ import { Command } from "commander";
 import { loadGenerations } from "../../repository/generations.ts";
 import { repair, type RepairAction } from "../../upkeep/repair.ts";
 import type { Problem, VerifyReport } from "../../upkeep/verify.ts";
+import { throwIfAny, unreadableManifest } from "../../upkeep/verify-all.ts";
 import { action } from "../action.ts";
 import { isGone, packageVersion, thisProcess } from "../process.ts";
 import { Progress } from "../progress.ts";
 import { withSession, type RepositoryFlags } from "../session.ts";
-import { describeVerify, parsePercent, throwIfAny, unreadableManifest } from "../verify-text.ts";
+import { describeVerify, parsePercent } from "../verify-text.ts";
 
 interface Flags extends RepositoryFlags {
   readonly dryRun?: boolean;

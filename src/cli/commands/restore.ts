@@ -10,7 +10,8 @@ import { type PinOptions, withPin } from "../../restore/pin.ts";
 import { action, type CliContext } from "../action.ts";
 import { Progress, formatSeconds } from "../progress.ts";
 import { packageVersion, thisProcess } from "../process.ts";
-import { withSession, type RepositoryFlags, type Session } from "../session.ts";
+import type { Session } from "../../session/session.ts";
+import { withSession, type RepositoryFlags } from "../session.ts";
 
 interface Flags extends RepositoryFlags {
   readonly to: string;

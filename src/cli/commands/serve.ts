@@ -21,7 +21,8 @@ import { TroubleLog } from "../../serve/trouble-log.ts";
 import { action, type CliContext } from "../action.ts";
 import { activatedSocket } from "../activation.ts";
 import { packageVersion, thisProcess } from "../process.ts";
-import { withSession, type RepositoryFlags, type Session } from "../session.ts";
+import type { Session } from "../../session/session.ts";
+import { withSession, type RepositoryFlags } from "../session.ts";
 import { pickDisk } from "./restore.ts";
 
 interface Flags extends RepositoryFlags {

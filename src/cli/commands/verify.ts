@@ -1,19 +1,13 @@
 import { Command } from "commander";
 import { AppError } from "../../errors.ts";
-import { loadGenerations } from "../../repository/generations.ts";
 import { resolveGeneration } from "../../repository/resolve-generation.ts";
-import { verify, type Problem } from "../../upkeep/verify.ts";
+import { verify, type VerifyReport } from "../../upkeep/verify.ts";
+import { throwIfAny, verifyAll } from "../../upkeep/verify-all.ts";
 import { scrub, type Part } from "../../upkeep/scrub.ts";
 import { action, type CliContext } from "../action.ts";
 import { Progress } from "../progress.ts";
 import { withSession, withStore, type RepositoryFlags } from "../session.ts";
-import {
-  describeScrub,
-  describeVerify,
-  parsePercent,
-  throwIfAny,
-  unreadableManifest,
-} from "../verify-text.ts";
+import { describeScrub, describeVerify, parsePercent } from "../verify-text.ts";
 
 interface Flags extends RepositoryFlags {
   readonly readData?: string | true;
@@ -55,25 +49,22 @@ async function full(flags: Flags, names: readonly string[], cli: CliContext): Pr
   if (flags.part !== undefined) throw new AppError("usage", "E_PART", "--part goes with --keyless only");
   await withSession(flags, cli, async (session) => {
     const { signal } = cli.run;
-    const damaged: Problem[] = [];
-    const wanted =
-      names.length === 0
-        ? await loadGenerations(session.repository, undefined, signal, (error, { generation }) =>
-            damaged.push(unreadableManifest(error, generation)),
-          )
-        : await Promise.all(names.map((name) => resolveGeneration(session.repository, name, signal)));
     const progress = new Progress(cli.output);
-    const request = {
-      manifests: wanted,
-      found: damaged,
-      complete: names.length === 0,
+    const options = {
       readPercent: percent,
-      record: true,
       warn: (message: string): void => cli.output.warn(message),
       progress: (done: number, total: number): void =>
         progress.update({ label: "packs", done, total, note: "" }),
     };
-    const report = await verify(request, session, cli.run).finally(() => progress.end());
+    const some = async (): Promise<VerifyReport> => {
+      const { repository } = session;
+      const manifests = await Promise.all(names.map((name) => resolveGeneration(repository, name, signal)));
+      const request = { ...options, manifests, found: [], complete: false, record: true };
+      return await verify(request, session, cli.run);
+    };
+    const report = await (names.length > 0 ? some() : verifyAll(options, session, cli.run)).finally(() =>
+      progress.end(),
+    );
     cli.output.result(report, () => describeVerify(report));
     throwIfAny(report, session.repository.store.location);
   });

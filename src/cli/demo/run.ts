@@ -17,7 +17,8 @@ import { openTarget } from "../../restore/targets.ts";
 import { openNewStore } from "../../store/open.ts";
 import type { CliContext } from "../action.ts";
 import { isGone, packageVersion, thisProcess } from "../process.ts";
-import { withSession, type Session } from "../session.ts";
+import type { Session } from "../../session/session.ts";
+import { withSession } from "../session.ts";
 import { digestOf, makeDemoImage } from "./image.ts";
 
 const BITMAP = "demo";

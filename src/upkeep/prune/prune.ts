@@ -5,6 +5,7 @@ import type { ForgottenName } from "../../repository/forgotten.ts";
 import { acquireLease, DEFAULT_LEASE, type Lease, type LeaseHolder } from "../../repository/leases.ts";
 import { forgottenKey, uuidv7 } from "../../repository/names.ts";
 import type { PinLookup } from "../../repository/pins.ts";
+import { requestsSince } from "../../store/request-counts.ts";
 import type { RequestCounts } from "../../store/store.ts";
 import { expectedRequests } from "./expected-requests.ts";
 import { Forwarding } from "./forwarding.ts";
@@ -110,7 +111,7 @@ class Prune {
     const now = await repository.store.now(signal);
     const beforeMark = this.#sent();
     const roots = await this.#mark(now);
-    const mark = difference(this.#sent(), beforeMark);
+    const mark = requestsSince(beforeMark, this.#sent());
     const records: CondemnedRecord[] = [];
     for await (const record of loadCondemned(repository, signal)) records.push(record);
     const condemned = condemnedSince(records);
@@ -262,7 +263,7 @@ class Prune {
   }
 
   #sent(): RequestCounts {
-    return difference(this.#repository.store.requests(), this.#requestsBefore);
+    return requestsSince(this.#requestsBefore, this.#repository.store.requests());
   }
 }
 
@@ -280,14 +281,6 @@ function deadForwards(
     if (since !== undefined && since <= limit.getTime()) expired.push({ type: "forward", id, key, size });
   }
   return { fresh, expired };
-}
-
-/** What has been sent between two counts. */
-function difference(after: RequestCounts, before: RequestCounts): RequestCounts {
-  const sent = Object.entries(after).map(
-    ([operation, count]) => [operation, count - (before[operation] ?? 0)] as const,
-  );
-  return Object.fromEntries(sent.filter(([, count]) => count > 0));
 }
 
 function keyOfForgotten({ source, generation }: ForgottenName): string {

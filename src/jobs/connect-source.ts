@@ -1,0 +1,68 @@
+import { nbdExports } from "../backup/nbd-exports.ts";
+import { QemuSource } from "../backup/qemu-vm.ts";
+import type { BackupRequest } from "../backup/request.ts";
+import type { QemuSourceOptions } from "../qemu/point-in-time.ts";
+import { sourceSettings, type ExportsSettings, type QmpSettings } from "../settings.ts";
+import type { SourceEntry } from "./schema.ts";
+
+/** On disk rather than in memory, as /tmp often is: it has to hold what the guest overwrites while it is backed up. */
+export const SCRATCH_DIR = "/var/tmp";
+
+/** The longest that a guest stands frozen unless told otherwise, milliseconds. */
+export const FREEZE_BUDGET_MS = 5000;
+
+interface CommonWish {
+  /** Read everything and stand on no earlier generation. */
+  readonly full: boolean;
+  /** NBD connections a disk; undefined: the client's default. */
+  readonly connections: number | undefined;
+}
+
+/** A source and how it is to be backed up. */
+export type SourceWish =
+  | (CommonWish & {
+      readonly source: ExportsSettings;
+      /** A dirty bitmap of the exports, and the generation since which it has recorded. */
+      readonly bitmap: string | undefined;
+      readonly parent: string | undefined;
+    })
+  | (CommonWish & { readonly source: QmpSettings; readonly qemu: QemuSourceOptions });
+
+/** What a backup connects to its source with. @param repository its id, which names what is left in a QEMU. */
+export function connectorOf(wish: SourceWish, repository: string): BackupRequest["connect"] {
+  const { full, connections } = wish;
+  if ("qemu" in wish) {
+    const { qemu, source } = wish;
+    return (run, purpose, signal) =>
+      QemuSource.connect(
+        { ...qemu, source: source.name, repository, full, connections },
+        run,
+        purpose,
+        signal,
+      );
+  }
+  const { source, bitmap, parent } = wish;
+  const heldStill = { source: source.name, full, bitmap, parent };
+  return () => Promise.resolve(nbdExports(heldStill, source.disks, connections));
+}
+
+/** What an entry of a file of jobs asks for. @param name of the entry, and of the source in the repository. */
+export function wishOf(name: string, entry: SourceEntry, warn: (message: string) => void): SourceWish {
+  const { uri, uris, disks, connections } = entry;
+  const exports = Object.entries(uris ?? {}).map(([disk, address]) => `${disk}=${address}`);
+  const source = sourceSettings(uri, uri === undefined ? exports : (disks ?? []), name);
+  const common = { full: false, connections };
+  if (source.kind === "nbd") return { ...common, source, bitmap: undefined, parent: undefined };
+  const qemu: QemuSourceOptions = {
+    qmp: source.qmp,
+    agent: entry.guest_agent,
+    freeze: entry.freeze ?? "auto",
+    freezeBudgetMs: entry.freeze_budget ?? FREEZE_BUDGET_MS,
+    fleecing: entry.fleecing ?? "auto",
+    scratchDir: entry.scratch ?? SCRATCH_DIR,
+    scratchSizeMax: entry.scratch_size,
+    disks,
+    warn,
+  };
+  return { ...common, source, qemu };
+}
