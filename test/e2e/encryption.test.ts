@@ -281,7 +281,7 @@ test("no password, no key and no content shows in outputs, lists of processes, o
       await file.close();
     });
   });
-  expect([...lines].join("\n")).toMatch(/blockhaul\.js list[^]*sh -c eval[^]*cat /);
+  expect([...lines].join("\n")).toMatch(/blockhaul\.js list[^]*sh -c line=[^]*cat /);
   watched.seen.push(...lines);
   await ok(["restore", "web", "--to", join(place, "web.raw"), "--json"], text);
   await ok(["stats"], text);
