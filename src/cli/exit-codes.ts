@@ -20,3 +20,24 @@ export const EXIT_WARNINGS = 16;
 export function exitCodeOf(error: unknown): number {
   return error instanceof AppError ? EXIT_CODE[error.kind] : EXIT_CODE.bug;
 }
+
+/** Of several failures the one that most needs somebody's attention comes first; one that was stopped was stopped. */
+const WORST_FIRST: readonly ErrorKind[] = [
+  "cancelled",
+  "bug",
+  "corrupt",
+  "credentials",
+  "usage",
+  "notFound",
+  "full",
+  "source",
+  "unavailable",
+  "locked",
+];
+
+/** The exit code of the worst of several errors; 0 without any. */
+export function worstExitCode(errors: readonly unknown[]): number {
+  const kinds = errors.map((error) => (error instanceof AppError ? error.kind : "bug"));
+  const worst = WORST_FIRST.find((kind) => kinds.includes(kind));
+  return worst === undefined ? 0 : EXIT_CODE[worst];
+}

@@ -16,6 +16,7 @@ import { listCommand } from "./commands/list.ts";
 import { mountCommand } from "./commands/mount.ts";
 import { pruneCommand } from "./commands/prune.ts";
 import { repairCommand } from "./commands/repair.ts";
+import { runCommand } from "./commands/run.ts";
 import { restoreCommand } from "./commands/restore.ts";
 import { restoreGenerationCommand } from "./commands/restore-generation.ts";
 import { serveCommand } from "./commands/serve.ts";
@@ -55,6 +56,7 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
   for (const command of [
     initCommand(),
     backupCommand(),
+    runCommand(),
     listCommand(),
     showCommand(),
     restoreCommand(),

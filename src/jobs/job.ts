@@ -73,12 +73,15 @@ export async function withJob<T>(
   return await withSession(access, runner.threads, signal, (session) => work({ ...job, runner, session }));
 }
 
-/** What a hook may see of the environment: nobody's password. */
-export function withoutPasswords({ repositories }: JobFile, environment: Environment): Environment {
-  const secret = new Set(["BLOCKHAUL_PASSWORD", "BLOCKHAUL_NEW_PASSWORD"]);
-  for (const { password_env: variable } of Object.values(repositories)) {
-    if (variable !== undefined) secret.add(variable);
-  }
+/** Variables that hold passwords: nothing that a job starts has to inherit them. */
+export function passwordVariables({ repositories }: JobFile): Set<string> {
+  const named = Object.values(repositories).flatMap(({ password_env: variable }) => variable ?? []);
+  return new Set(["BLOCKHAUL_PASSWORD", "BLOCKHAUL_NEW_PASSWORD", ...named]);
+}
+
+/** What a hook may see of the environment. */
+export function withoutPasswords(file: JobFile, environment: Environment): Environment {
+  const secret = passwordVariables(file);
   return Object.fromEntries(Object.entries(environment).filter(([variable]) => !secret.has(variable)));
 }
 

@@ -265,7 +265,10 @@ export function jobFileJsonSchema(): object {
     title: "blockhaul.yaml",
     description:
       "Jobs of Blockhaul: which sources go to which repository, and what becomes of their generations",
-    ...z.toJSONSchema(jobFileSchema, { io: "input" }),
+    ...z.toJSONSchema(jobFileSchema, {
+      io: "input",
+      override: ({ jsonSchema }) => delete jsonSchema.readOnly, // of the value in our memory, not of the file
+    }),
   };
 }
 

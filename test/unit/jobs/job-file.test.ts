@@ -1,6 +1,8 @@
+import { readFileSync } from "node:fs";
+import { resolve } from "node:path";
 import { describe, expect, test } from "vitest";
 import { parseJobFile, type JobFileProblem } from "../../../src/jobs/job-file.ts";
-import type { JobFile } from "../../../src/jobs/schema.ts";
+import { jobFileJsonSchema, type JobFile } from "../../../src/jobs/schema.ts";
 
 const GOOD = `
 repositories:
@@ -175,4 +177,9 @@ test("two jobs may not keep different generations of one source", () => {
 test("a password comes from one place", () => {
   const text = GOOD.replace("password_file:", "password_env: A\n    password_file:");
   expect(lines(problemsOf(text))).toEqual(["3:3 repositories.main: the password comes from one place only"]);
+});
+
+test("the published schema is the one that is used: blockhaul run --schema prints it anew", () => {
+  const path = resolve(import.meta.dirname, "../../../deploy/blockhaul.schema.json");
+  expect(JSON.parse(readFileSync(path, "utf8"))).toEqual(jobFileJsonSchema());
 });
