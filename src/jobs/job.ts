@@ -4,6 +4,7 @@ import type { LeaseHolder } from "../repository/leases.ts";
 import { fetchPassword } from "../session/password.ts";
 import { withSession, type Session } from "../session/session.ts";
 import { passwordSettings, repositorySettings, type PasswordSettings } from "../settings.ts";
+import { makeAllowance, type AllowanceWish } from "../store/allowance.ts";
 import type { Environment } from "./interpolate.ts";
 import type { JobEntry, JobFile, RepositoryEntry } from "./schema.ts";
 
@@ -26,6 +27,8 @@ export interface Runner {
   readonly peakRssBytes: () => number;
   /** Worker threads for each job that is open. */
   readonly threads: number;
+  /** In place of what the jobs say. */
+  readonly allowance?: AllowanceWish | undefined;
   /** Where local advice is kept, instead of where the environment says. */
   readonly cacheDir?: string | undefined;
 }
@@ -34,6 +37,8 @@ export interface Runner {
 export interface OpenJob extends Job {
   readonly runner: Runner;
   readonly session: Session;
+  /** Aborted when the job's requests are spent. */
+  readonly spent: AbortSignal;
 }
 
 /**
@@ -65,12 +70,26 @@ export async function withJob<T>(
   work: (job: OpenJob) => Promise<T>,
 ): Promise<T> {
   const repository = job.file.repositories[job.entry.repository]!;
+  const allowance = makeAllowance(allowanceOf(job.entry, runner));
+  const spent = allowance?.requests?.spent ?? new AbortController().signal;
   const flags = { repository: repository.url, ...(runner.cacheDir && { cacheDir: runner.cacheDir }) };
   const access = {
     settings: repositorySettings(flags, runner.environment),
     password: passwordOf(job.entry.repository, repository, runner.environment),
+    allowance,
   };
-  return await withSession(access, runner.threads, signal, (session) => work({ ...job, runner, session }));
+  const until = AbortSignal.any([signal, spent]);
+  return await withSession(access, runner.threads, until, (session) =>
+    work({ ...job, runner, session, spent }),
+  );
+}
+
+function allowanceOf(entry: JobEntry, { allowance }: Runner): AllowanceWish {
+  return {
+    upload: allowance?.upload ?? entry.limit_upload,
+    download: allowance?.download ?? entry.limit_download,
+    requests: allowance?.requests ?? entry.max_requests,
+  };
 }
 
 /** Variables that hold passwords: nothing that a job starts has to inherit them. */

@@ -46,13 +46,13 @@ export async function runJob(
   try {
     return await withJob(job, runner, signal, async (open) => {
       for (const source of job.entry.sources) {
-        if (signal.aborted) return outcome();
+        if (signal.aborted || open.spent.aborted) return outcome();
         const done = await runSource(open, source, { signal, observer });
         sources.push(done);
         observer.source(done);
       }
       for (const step of upkeepOf(job)) {
-        if (signal.aborted) return outcome();
+        if (signal.aborted || open.spent.aborted) return outcome();
         const done = await upkeepIfDue(open, step, { signal, observer });
         if (done === undefined) notDue.push(step);
         else upkeep.push(done);

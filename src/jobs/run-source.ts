@@ -62,9 +62,9 @@ export async function runSource(
     await hooks.run("before", facts(), signal);
     step = "backup";
     const request = requestOf(job, source, observer);
-    report = await withRun(signal, (run) => runBackup(request, run));
+    report = await withRun(job, signal, (run) => runBackup(request, run));
     step = "forget";
-    retention = await withRun(signal, (run) => forgetBySource(job, source, observer, run));
+    retention = await withRun(job, signal, (run) => forgetBySource(job, source, observer, run));
     step = "after";
     await hooks.run("after", facts(), signal);
     return outcome();
@@ -82,7 +82,7 @@ export async function dryRunSource(
   source: string,
   { signal, observer }: { readonly signal: AbortSignal; readonly observer: JobObserver },
 ): Promise<DryRun[]> {
-  return await dryRun(requestOf(job, source, observer), signal);
+  return await withRun(job, signal, (run) => dryRun(requestOf(job, source, observer), run.signal));
 }
 
 function requestOf(job: OpenJob, source: string, observer: JobObserver): BackupRequest {
@@ -126,18 +126,23 @@ async function forgetBySource(
   return done;
 }
 
-/** A run of its own, which fails alone: `signal` stops it, but it does not stop what else goes by that signal. */
+/**
+ * A run of its own, which fails alone: `signal` stops it, and so does the end of the job's requests, but it does not stop what
+ * else goes by them.
+ */
 export async function withRun<T>(
+  { spent }: OpenJob,
   signal: AbortSignal,
   work: (run: AbortController) => Promise<T>,
 ): Promise<T> {
-  signal.throwIfAborted();
+  const until = AbortSignal.any([signal, spent]);
+  until.throwIfAborted();
   const run = new AbortController();
-  const stop = (): void => run.abort(signal.reason);
-  signal.addEventListener("abort", stop, { once: true });
+  const stop = (): void => run.abort(until.reason);
+  until.addEventListener("abort", stop, { once: true });
   try {
     return await work(run);
   } finally {
-    signal.removeEventListener("abort", stop);
+    until.removeEventListener("abort", stop);
   }
 }

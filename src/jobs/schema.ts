@@ -1,7 +1,8 @@
 import { z } from "zod";
-import { KiB, parseSize } from "../bytes/size.ts";
+import { parseSize } from "../bytes/size.ts";
 import { AppError } from "../errors.ts";
 import { isQmpSource, sourceSettings } from "../settings.ts";
+import { parseRate } from "../store/allowance.ts";
 import { parseLocation } from "../store/location.ts";
 import { Calendar, parseDuration } from "../upkeep/calendar.ts";
 import { parseGrace } from "../upkeep/prune/grace.ts";
@@ -9,9 +10,6 @@ import { parseMaxRepack, parseMaxUnused } from "../upkeep/prune/rewrite-limits.t
 import { parseSpan } from "./span.ts";
 
 /** What may stand in `blockhaul.yaml`, as it is written there; `deploy/blockhaul.schema.json` is made from it. */
-
-/** Below it the requests that are in flight together would each stand still for longer than servers wait. */
-export const RATE_MIN = 64 * KiB;
 
 const COUNT_MAX = 100_000;
 const ENTRIES_MAX = 10_000;
@@ -270,14 +268,6 @@ export function jobFileJsonSchema(): object {
       override: ({ jsonSchema }) => delete jsonSchema.readOnly, // of the value in our memory, not of the file
     }),
   };
-}
-
-/** Bytes a second, as `--limit-upload` and `--limit-download` take them. @throws AppError E_SIZE, E_RATE (usage). */
-export function parseRate(value: string): number {
-  const rate = parseSize(value);
-  if (rate >= RATE_MIN) return rate;
-  const message = `Too slow: ${value} a second; at least 64KiB, or requests would run into the time limits of servers`;
-  throw new AppError("usage", "E_RATE", message);
 }
 
 function parseFreeze(value: string): number {

@@ -40,9 +40,9 @@ export async function runUpkeep(
   };
   try {
     if (step === "prune") {
-      report = await withRun(signal, (run) => pruneOf(job, observer, run));
+      report = await withRun(job, signal, (run) => pruneOf(job, observer, run));
     } else {
-      const verified = await withRun(signal, (run) => verifyOf(job, observer, run));
+      const verified = await withRun(job, signal, (run) => verifyOf(job, observer, run));
       report = verified;
       throwIfAny(verified, job.session.repository.store.location);
     }

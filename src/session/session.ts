@@ -5,15 +5,22 @@ import type { Password } from "../repository/key-slots.ts";
 import { PackDirectories } from "../repository/pack-reader.ts";
 import type { ReadTools } from "../repository/read-tools.ts";
 import type { RepositorySettings } from "../settings.ts";
+import type { Allowance } from "../store/allowance.ts";
 import { openStore } from "../store/open.ts";
 import type { ObjectStore } from "../store/store.ts";
 
 /** Slots of pack directories kept in memory: about 1.3 million, or 300 GiB of disk. */
 const DIRECTORY_CACHE_BYTES = 64 * MiB;
 
-/** How to get at a repository. */
-export interface Access {
+/** How to get at a store. */
+export interface StoreAccess {
   readonly settings: RepositorySettings;
+  /** What may be asked of it; undefined: whatever is wanted. */
+  readonly allowance?: Allowance | undefined;
+}
+
+/** How to get at a repository. */
+export interface Access extends StoreAccess {
   readonly password: Password;
 }
 
@@ -24,10 +31,10 @@ export interface Session extends ReadTools {
 
 /** The store of a repository, for what needs no password; closed whatever happened. */
 export async function withStore<T>(
-  { location }: RepositorySettings,
+  { settings, allowance }: StoreAccess,
   work: (store: ObjectStore) => Promise<T>,
 ): Promise<T> {
-  const store = await openStore(location);
+  const store = await openStore(settings.location, allowance === undefined ? {} : { allowance });
   try {
     return await work(store);
   } finally {
@@ -37,11 +44,11 @@ export async function withStore<T>(
 
 /** Opens a repository, calls `work`, and closes what it opened, whatever happened. */
 export async function withRepository<T>(
-  { settings, password }: Access,
+  access: Access,
   signal: AbortSignal,
   work: (repository: Repository) => Promise<T>,
 ): Promise<T> {
-  return await withStore(settings, async (store) => work(await openRepository(store, signal, password)));
+  return await withStore(access, async (store) => work(await openRepository(store, signal, access.password)));
 }
 
 /** As `withRepository`, with so many threads. */

@@ -2,6 +2,7 @@ import { resolve } from "node:path";
 import { directoryError } from "./directory-errors.ts";
 import { DirectoryStore } from "./directory.ts";
 import { makeDurableDirectory } from "./durable.ts";
+import { LimitedStore } from "./limited-store.ts";
 import { parseLocation } from "./location.ts";
 import type { S3Options } from "./s3-connection.ts";
 import type { ObjectStore } from "./store.ts";
@@ -14,7 +15,10 @@ import type { ObjectStore } from "./store.ts";
  */
 export async function openStore(location: string, options: S3Options = {}): Promise<ObjectStore> {
   const parsed = parseLocation(location);
-  if (parsed.kind === "directory") return new DirectoryStore(parsed.path);
+  if (parsed.kind === "directory") {
+    const store = new DirectoryStore(parsed.path);
+    return options.allowance === undefined ? store : new LimitedStore(store, options.allowance);
+  }
   const { S3Store } = await import("./s3.ts"); // with the AWS SDK: 70 ms and 20 MiB that a directory can do without
   return S3Store.open(parsed, options);
 }

@@ -5,8 +5,10 @@ import { crc32 } from "node:zlib";
 import { S3Client, type S3ClientConfig, type ServiceOutputTypes } from "@aws-sdk/client-s3";
 import { NodeHttpHandler } from "@smithy/node-http-handler";
 import { KiB } from "../bytes/size.ts";
+import type { Allowance } from "./allowance.ts";
 import type { S3Location } from "./location.ts";
 import type { BuiltRequest } from "./s3-direct-get.ts";
+import { PacedHandler } from "./s3-pace.ts";
 
 export interface S3ClientOptions {
   /** Instead of those the AWS SDK finds in the environment, profile files or the machine's role. */
@@ -20,6 +22,8 @@ export interface S3ClientOptions {
   /** A connection that is not made in this time, or on which nothing moves for that long, is given up. */
   readonly connectTimeoutMs?: number;
   readonly idleTimeoutMs?: number;
+  /** How fast bodies may go, and how many requests. */
+  readonly allowance?: Allowance;
 }
 
 const nothing = (): void => {};
@@ -73,6 +77,14 @@ export async function createS3Client(
   options: S3ClientOptions,
   witness: Witness,
 ): Promise<S3Client> {
+  const upload = options.allowance?.upload;
+  const handling = {
+    httpAgent: new http.Agent({ keepAlive: true, maxSockets: SOCKETS_MAX }),
+    httpsAgent: new https.Agent({ keepAlive: true, maxSockets: SOCKETS_MAX }),
+    connectionTimeout: options.connectTimeoutMs ?? 5000,
+    socketTimeout: options.idleTimeoutMs ?? 60_000,
+    logger: SILENT,
+  };
   const config: S3ClientConfig = {
     ...(location.region === undefined ? {} : { region: location.region }),
     ...(location.endpoint === undefined ? {} : { endpoint: location.endpoint }),
@@ -82,13 +94,7 @@ export async function createS3Client(
     responseChecksumValidation: "WHEN_REQUIRED",
     maxAttempts: 1,
     logger: SILENT,
-    requestHandler: new NodeHttpHandler({
-      httpAgent: new http.Agent({ keepAlive: true, maxSockets: SOCKETS_MAX }),
-      httpsAgent: new https.Agent({ keepAlive: true, maxSockets: SOCKETS_MAX }),
-      connectionTimeout: options.connectTimeoutMs ?? 5000,
-      socketTimeout: options.idleTimeoutMs ?? 60_000,
-      logger: SILENT,
-    }),
+    requestHandler: upload === undefined ? new NodeHttpHandler(handling) : new PacedHandler(handling, upload),
   };
   let client = new S3Client(config);
   if (location.endpoint !== undefined && !(await hasRegion(client))) {

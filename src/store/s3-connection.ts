@@ -9,6 +9,7 @@ import {
 import { AppError } from "../errors.ts";
 import { DEFAULT_RETRY, pause, retry, type RetryPolicy } from "../flow/retry.ts";
 import { orAborted } from "./body.ts";
+import type { Allowance } from "./allowance.ts";
 import type { S3Location } from "./location.ts";
 import { DirectGets, type BuiltRequest, type PartialContent } from "./s3-direct-get.ts";
 import { createS3Client, type Answer, type S3ClientOptions } from "./s3-client.ts";
@@ -41,6 +42,7 @@ export class S3Connection {
   readonly location: string;
   readonly bucket: string;
   readonly prefix: string;
+  readonly allowance: Allowance;
   readonly #client: Promise<S3Client>;
   readonly #policy: RetryPolicy;
   readonly #counts = new Map<string, number>();
@@ -52,6 +54,7 @@ export class S3Connection {
     this.bucket = location.bucket;
     this.prefix = location.prefix;
     this.location = `s3://${location.bucket}/${location.prefix}`.replace(/\/$/, "");
+    this.allowance = options.allowance ?? {};
     this.#policy = options.retry ?? DEFAULT_RETRY;
     this.#client = createS3Client(location, options, {
       sent: (operation, request) => {
@@ -85,6 +88,7 @@ export class S3Connection {
     signal: AbortSignal,
   ): Promise<Out> {
     signal.throwIfAborted();
+    this.allowance.requests?.spend(signal);
     try {
       const client = await orAborted(this.#client, signal);
       // the SDK stops a request, but not its search for credentials before it
@@ -105,6 +109,7 @@ export class S3Connection {
   async getDirectly(key: string, range: string, signal: AbortSignal): Promise<PartialContent | undefined> {
     signal.throwIfAborted();
     if (!this.#directly.isReady) return undefined;
+    this.allowance.requests?.spend(signal);
     try {
       this.#count("GetObject");
       const answer = await orAborted(this.#directly.get(key, range, signal), signal);

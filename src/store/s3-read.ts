@@ -205,6 +205,7 @@ async function take(
       }
       window.into.set(piece, window.done);
       window.done += piece.length;
+      await connection.allowance.download?.take(piece.length, signal);
     }
     if (window.done < window.into.length) throw endedEarly();
   } catch (error) {

@@ -15,14 +15,13 @@ import { jobsDocument, jobsText } from "../job-text.ts";
 import { table } from "../output.ts";
 import { isGone, packageVersion, thisProcess } from "../process.ts";
 import { Progress } from "../progress.ts";
-import { workerThreads } from "../session.ts";
+import { allowanceWish, workerThreads, type RepositoryFlags } from "../session.ts";
 
 /** Not one of the working directory: its hooks are run, and nobody expects that of a folder that they are in. */
 const CONFIG_FILE = "/etc/blockhaul/blockhaul.yaml";
 
-interface Flags {
+interface Flags extends RepositoryFlags {
   readonly config?: string;
-  readonly cacheDir?: string;
   readonly check?: boolean;
   readonly schema?: boolean;
   readonly dryRun?: boolean;
@@ -98,7 +97,7 @@ function warnOfUncovered({ sources, jobs }: JobFile, { output }: Pick<CliContext
   }
 }
 
-function runnerOf({ cacheDir }: Flags, file: JobFile): Runner {
+function runnerOf(flags: Flags, file: JobFile): Runner {
   const environment = { ...process.env };
   // eslint-disable-next-line @typescript-eslint/no-dynamic-delete -- programs that are started from now on need not have it
   for (const variable of passwordVariables(file)) delete process.env[variable];
@@ -109,7 +108,8 @@ function runnerOf({ cacheDir }: Flags, file: JobFile): Runner {
     writer: `blockhaul ${packageVersion()}`,
     peakRssBytes: () => process.resourceUsage().maxRSS * 1024,
     threads: workerThreads(),
-    cacheDir,
+    allowance: allowanceWish(flags),
+    cacheDir: flags.cacheDir,
   };
 }
 

@@ -77,7 +77,7 @@ async function keyless(flags: Flags, names: readonly string[], cli: CliContext):
     throw new AppError("usage", "E_KEYLESS", message);
   }
   const part = parsePart(flags.part);
-  await withStore(flags, async (store) => {
+  await withStore(flags, cli, async (store) => {
     const progress = new Progress(cli.output);
     const request = {
       part,
