@@ -1,8 +1,10 @@
+import { chunkRuns } from "../chunk/grid.ts";
+import type { DiskSource } from "../disk/disk.ts";
 import { AppError } from "../errors.ts";
 import type { StoredManifest } from "../repository/manifest.ts";
 import { fullWay, incrementalWay, rescanWay, type DiskWay, type Plan } from "./plan.ts";
 import type { PointInTime } from "./point-in-time.ts";
-import type { BackupSource, EarlierGenerations } from "./source.ts";
+import type { BackupSource, DiskOutlook, EarlierGenerations } from "./source.ts";
 
 /** What the user asked for, of disks that know nothing of generations. */
 export interface HeldStill {
@@ -50,9 +52,38 @@ export class HeldStillSource implements BackupSource {
     return sizes;
   }
 
+  /** By what the exports say is allocated or, with a bitmap, has changed. */
+  async outlook(
+    ways: ReadonlyMap<string, DiskWay>,
+    chunkSize: number,
+    signal: AbortSignal,
+  ): Promise<Map<string, DiskOutlook>> {
+    const open = await this.#wish.open((disk) => ways.get(disk)?.bitmap, signal);
+    try {
+      const outlooks = new Map<string, DiskOutlook>();
+      for (const [name, disk] of open.disks) outlooks.set(name, await outlookOf(disk, chunkSize, signal));
+      return outlooks;
+    } finally {
+      await open.close("failed");
+    }
+  }
+
   close(): Promise<void> {
     return Promise.resolve();
   }
+}
+
+async function outlookOf(disk: DiskSource, chunkSize: number, signal: AbortSignal): Promise<DiskOutlook> {
+  const { size } = disk;
+  let bytes = 0;
+  for await (const { first, count, state } of chunkRuns(
+    disk.extents({ offset: 0, length: size }, signal),
+    size,
+    chunkSize,
+  )) {
+    if (state === "data") bytes += Math.min((first + count) * chunkSize, size) - first * chunkSize;
+  }
+  return { size, readMax: bytes, readLikely: bytes };
 }
 
 /** Full, incremental or rescan: never a full in silence. */

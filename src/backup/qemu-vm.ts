@@ -7,7 +7,7 @@ import type { StoredManifest } from "../repository/manifest.ts";
 import { closeExports, openExports } from "./nbd-exports.ts";
 import { fullWay, incrementalWay, rescanWay, type DiskWay, type Plan } from "./plan.ts";
 import type { PointInTime } from "./point-in-time.ts";
-import type { BackupSource, EarlierGenerations } from "./source.ts";
+import type { BackupSource, DiskOutlook, EarlierGenerations } from "./source.ts";
 
 export interface QemuWish extends QemuSourceOptions {
   /** The source's name in the repository. */
@@ -102,6 +102,22 @@ export class QemuSource implements BackupSource {
 
   sizes(): Promise<Map<string, number>> {
     return Promise.resolve(new Map(this.#vm.disks.map(({ name, size }) => [name, size])));
+  }
+
+  /**
+   * By the bitmaps: a bit that is set in each of as many chunks as can be. What a full or a rescan finds allocated, the monitor
+   * does not tell.
+   */
+  outlook(ways: ReadonlyMap<string, DiskWay>, chunkSize: number): Promise<Map<string, DiskOutlook>> {
+    const outlooks = this.#vm.disks.map(({ name, size, bitmaps }): [string, DiskOutlook] => {
+      const wanted = ways.get(name)?.bitmap;
+      const bitmap = bitmaps.find((one) => wanted !== undefined && one.name === wanted);
+      if (bitmap === undefined) return [name, { size, readMax: size, readLikely: undefined }];
+      const { dirtyBytes, granularity } = bitmap;
+      const widest = Math.ceil(dirtyBytes / granularity) * Math.max(chunkSize, granularity);
+      return [name, { size, readMax: Math.min(size, widest), readLikely: Math.min(size, dirtyBytes) }];
+    });
+    return Promise.resolve(new Map(outlooks));
   }
 
   async close(): Promise<void> {

@@ -121,7 +121,12 @@ async function openDedup(request: BackupRequest, signal: AbortSignal): Promise<D
   return await DedupIndex.open({ file, repository, scope: dedup.scope, source, warn }, signal);
 }
 
-async function planFrom(from: BackupSource, request: BackupRequest, signal: AbortSignal): Promise<PlanAfter> {
+/** What each disk would do, by what there is. */
+export async function planFrom(
+  from: BackupSource,
+  request: BackupRequest,
+  signal: AbortSignal,
+): Promise<PlanAfter> {
   const { repository, source } = request;
   const latest = await latestGeneration(repository, source, signal);
   const earlier = {

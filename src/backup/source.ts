@@ -12,6 +12,14 @@ export interface EarlierGenerations {
   resolve(name: string): Promise<StoredManifest>;
 }
 
+/** What a disk has for a run to read, in bytes. */
+export interface DiskOutlook {
+  readonly size: number;
+  readonly readMax: number;
+  /** Undefined where the source cannot tell. */
+  readonly readLikely: number | undefined;
+}
+
 /**
  * Something to back up, from when the run holds its lease: a VM whose monitor we have, or exports that somebody else
  * holds still.
@@ -29,6 +37,16 @@ export interface BackupSource {
 
   /** Sizes in bytes, for a dry run. Changes nothing. */
   sizes(ways: ReadonlyMap<string, DiskWay>, signal: AbortSignal): Promise<ReadonlyMap<string, number>>;
+
+  /**
+   * How much there is to read, for an estimate. Changes nothing.
+   * @param chunkSize bytes: whole chunks are read.
+   */
+  outlook(
+    ways: ReadonlyMap<string, DiskWay>,
+    chunkSize: number,
+    signal: AbortSignal,
+  ): Promise<ReadonlyMap<string, DiskOutlook>>;
 
   /** After the point in time is closed. Never throws. */
   close(): Promise<void>;

@@ -14,6 +14,7 @@ import { initCommand } from "./commands/init.ts";
 import { keyCommand } from "./commands/key.ts";
 import { listCommand } from "./commands/list.ts";
 import { mountCommand } from "./commands/mount.ts";
+import { planCommand } from "./commands/plan.ts";
 import { pruneCommand } from "./commands/prune.ts";
 import { repairCommand } from "./commands/repair.ts";
 import { runCommand } from "./commands/run.ts";
@@ -59,6 +60,7 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
   for (const command of [
     initCommand(),
     backupCommand(),
+    planCommand(),
     runCommand(),
     listCommand(),
     showCommand(),
