@@ -31,6 +31,19 @@ export function repositorySettings(
   };
 }
 
+/**
+ * The file of jobs. Not one of the working directory unless it is named: its hooks are run, and nobody expects that of a folder
+ * that they are in.
+ */
+export function jobFilePath(flag: string | undefined, environment: Environment): string {
+  return flag ?? (environment["BLOCKHAUL_CONFIG"] || "/etc/blockhaul/blockhaul.yaml");
+}
+
+/** The price sheet that the environment names; undefined: the built-in one. */
+export function pricesPath(environment: Environment): string | undefined {
+  return environment["BLOCKHAUL_PRICES"] || undefined;
+}
+
 /** Where the environment says a password is to be had. */
 export interface PasswordSettings {
   readonly how: "text" | "file" | "command";

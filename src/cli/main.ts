@@ -53,7 +53,7 @@ A first backup:
   blockhaul restore -r /backup/vms web --to restored.raw
 
 Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another run, 12 credentials,
-13 repository damaged, 14 source or protocol error, 15 storage unavailable or full,
+13 repository damaged, 14 source or protocol error, 15 storage unavailable or full (or --max-requests spent),
 16 warnings with --strict, 130 interrupted.`,
     )
     .showHelpAfterError(HINT);

@@ -1,3 +1,4 @@
+import { pricesPath } from "../settings.ts";
 import { DEFAULT_PRICES, readPrices, type Prices } from "../store/prices.ts";
 import type { ObjectStore } from "../store/store.ts";
 
@@ -7,7 +8,7 @@ import type { ObjectStore } from "../store/store.ts";
  * @throws AppError E_PRICES (usage).
  */
 export async function pricesOf(store: ObjectStore): Promise<Prices | undefined> {
-  const path = process.env["BLOCKHAUL_PRICES"];
-  const sheet = path === undefined || path === "" ? DEFAULT_PRICES : await readPrices(path);
+  const path = pricesPath(process.env);
+  const sheet = path === undefined ? DEFAULT_PRICES : await readPrices(path);
   return store.location.startsWith("s3://") ? sheet : undefined;
 }

@@ -30,8 +30,9 @@ const MOUNTS_WORK = loopDevicesWork() && existsSync("/dev/fuse");
 const ROOT = resolve(import.meta.dirname, "../..");
 const README = readFileSync(join(ROOT, "README.md"), "utf8");
 
-/** Lines of the indented blocks, without comments. */
-const BLOCK_LINES = README.split("\n")
+/** Lines of the indented blocks, without comments. What stands between fences is for files. */
+const BLOCK_LINES = README.replaceAll(/^```[^]*?^```$/gm, "")
+  .split("\n")
   .filter((line) => line.startsWith("    "))
   .map((line) => line.trim().replace(/ +# .*$/, ""));
 
@@ -41,6 +42,7 @@ const QEMU_LINES = BLOCK_LINES.filter((line) => /^-\w+ /.test(line));
 interface Listed {
   readonly generations: readonly {
     readonly generation: string;
+    readonly sequence: number;
     readonly kind: string;
     readonly consistency: string;
   }[];
@@ -111,8 +113,10 @@ describe("what README.md and --help say is what the program knows", () => {
   test("the environment variables are those of src/settings.ts, and files that are named exist", async () => {
     const settings = await readFile(join(ROOT, "src/settings.ts"), "utf8");
     const named = new Set([...README.matchAll(/BLOCKHAUL_[A-Z_]+/g)].map(([name]) => name));
-    const read = new Set([...settings.matchAll(/\["(BLOCKHAUL_[A-Z_]+)"\]/g)].map(([, name]) => name));
-    expect([...named].sort()).toEqual([...read].sort());
+    const read = [...settings.matchAll(/\["(BLOCKHAUL_[A-Z_]+)"\]/g)].map(([, name]) => name);
+    const hooks = await readFile(join(ROOT, "src/jobs/hooks.ts"), "utf8");
+    const told = [...hooks.matchAll(/^ +(BLOCKHAUL_[A-Z_]+): /gm)].map(([, name]) => name);
+    expect([...named].sort()).toEqual([...new Set([...read, ...told])].sort());
     for (const path of INLINE.filter((code) => /^src\/\S+$/.test(code))) {
       await expect(readFile(join(ROOT, path)), path).resolves.toBeDefined();
     }
@@ -210,6 +214,11 @@ describe("README.md, line by line", () => {
       const serving = await readFile(pid!, "utf8").catch(() => "");
       if (serving !== "") process.kill(Number(serving));
     });
+    const jobs = /```yaml\n([^`]*)```/.exec(README)![1]!;
+    await writeFile(
+      join(folder, "blockhaul.yaml"),
+      mapped.reduce((text, [from, to]) => text.replace(from, () => to), jobs),
+    );
     const ran: string[] = [];
     let served: (() => Promise<void>) | undefined;
     const notRun = BLOCK_LINES.filter((line) => /^(npm|-\w+) /.test(line) || line === "");
@@ -266,10 +275,10 @@ describe("README.md, line by line", () => {
       ...QEMU_LINES.map((line) => line.split(" ").slice(0, 2).join(" ")),
     ]);
     const { generations } = JSON.parse(await shell("blockhaul list --source web-vm --json")) as Listed;
-    expect(generations.map(({ kind, consistency }) => [kind, consistency])).toEqual([
-      ["full", "filesystem"],
-      ["incremental", "filesystem"],
-      ["incremental", "filesystem"],
+    // the full and the first incremental went with the job's rules, which keep one of a day
+    expect(generations.map(({ sequence, kind, consistency }) => [sequence, kind, consistency])).toEqual([
+      [3, "incremental", "filesystem"],
+      [4, "incremental", "filesystem"],
     ]);
     await qemuImg("convert", "-O", "raw", image!, join(folder, "truth.raw"));
     expect(await compareFiles(join(folder, "web.raw"), join(folder, "truth.raw"))).toBeUndefined();

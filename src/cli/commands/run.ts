@@ -9,6 +9,7 @@ import { runJob, upkeepOf, type JobListener, type JobOutcome } from "../../jobs/
 import { dryRunSource } from "../../jobs/run-source.ts";
 import { jobFileJsonSchema, type JobFile } from "../../jobs/schema.ts";
 import type { UpkeepStep } from "../../jobs/upkeep.ts";
+import { jobFilePath } from "../../settings.ts";
 import { action, type CliContext } from "../action.ts";
 import { worstExitCode } from "../exit-codes.ts";
 import { jobsDocument, jobsText } from "../job-text.ts";
@@ -16,9 +17,6 @@ import { table } from "../output.ts";
 import { isGone, packageVersion, thisProcess } from "../process.ts";
 import { Progress } from "../progress.ts";
 import { allowanceWish, workerThreads, type RepositoryFlags } from "../session.ts";
-
-/** Not one of the working directory: its hooks are run, and nobody expects that of a folder that they are in. */
-const CONFIG_FILE = "/etc/blockhaul/blockhaul.yaml";
 
 interface Flags extends RepositoryFlags {
   readonly config?: string;
@@ -37,7 +35,10 @@ ask for; at the end a prune and a verify, when they are due.
 What fails does not stop the rest; the exit code is that of the worst. Commands before and after are the job's hooks.`,
     )
     .argument("[jobs...]", "these jobs only (default: all)")
-    .option("--config <FILE>", `file of the jobs (default: $BLOCKHAUL_CONFIG, or ${CONFIG_FILE})`)
+    .option(
+      "--config <FILE>",
+      "file of the jobs (default: BLOCKHAUL_CONFIG, or /etc/blockhaul/blockhaul.yaml)",
+    )
     .option("--check", "only check the file, and tell all that is wrong with it")
     .option("--schema", "print the file's JSON schema, for editors")
     .option("--dry-run", "say what would be done; write nothing, run no hooks")
@@ -57,7 +58,7 @@ Examples:
           cli.output.result(schema, () => JSON.stringify(schema, undefined, 2));
           return;
         }
-        const path = flags.config ?? (process.env["BLOCKHAUL_CONFIG"] || CONFIG_FILE);
+        const path = jobFilePath(flags.config, process.env);
         if (flags.check === true) {
           await check(path, cli);
           return;

@@ -183,3 +183,14 @@ test("the published schema is the one that is used: blockhaul run --schema print
   const path = resolve(import.meta.dirname, "../../../deploy/blockhaul.schema.json");
   expect(JSON.parse(readFileSync(path, "utf8"))).toEqual(jobFileJsonSchema());
 });
+
+test.each(["README.md", "deploy/kubernetes/configmap.yaml"])(
+  "what %s shows is a file that can be run",
+  (path) => {
+    const text = readFileSync(resolve(import.meta.dirname, "../../..", path), "utf8");
+    const shown = path.endsWith(".md")
+      ? /```yaml\n([^`]*)```/.exec(text)![1]!
+      : /^ {2}blockhaul\.yaml: \|\n((?: {4}.*\n|\n)+)/m.exec(text)![1]!;
+    expect(Object.keys(read(shown).jobs)).toEqual(["nightly"]);
+  },
+);
