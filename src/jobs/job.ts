@@ -2,7 +2,7 @@ import { AppError } from "../errors.ts";
 import type { Password } from "../repository/key-slots.ts";
 import type { LeaseHolder } from "../repository/leases.ts";
 import { fetchPassword } from "../session/password.ts";
-import { withSession, type Session } from "../session/session.ts";
+import { withSession, type Access, type Session } from "../session/session.ts";
 import { passwordSettings, repositorySettings, type PasswordSettings } from "../settings.ts";
 import { makeAllowance, type AllowanceWish } from "../store/allowance.ts";
 import type { Environment } from "./interpolate.ts";
@@ -69,19 +69,23 @@ export async function withJob<T>(
   signal: AbortSignal,
   work: (job: OpenJob) => Promise<T>,
 ): Promise<T> {
-  const repository = job.file.repositories[job.entry.repository]!;
   const allowance = makeAllowance(allowanceOf(job.entry, runner));
   const spent = allowance?.requests?.spent ?? new AbortController().signal;
-  const flags = { repository: repository.url, ...(runner.cacheDir && { cacheDir: runner.cacheDir }) };
-  const access = {
-    settings: repositorySettings(flags, runner.environment),
-    password: passwordOf(job.entry.repository, repository, runner.environment),
-    allowance,
-  };
+  const access = { ...accessOf(job, runner), allowance };
   const until = AbortSignal.any([signal, spent]);
   return await withSession(access, runner.threads, until, (session) =>
     work({ ...job, runner, session, spent }),
   );
+}
+
+/** How a job's repository is opened. @throws AppError E_PASSWORD_ENV (credentials), E_PASSWORD_TWICE (usage). */
+export function accessOf({ entry, file }: Job, { cacheDir, environment }: Runner): Access {
+  const repository = file.repositories[entry.repository]!;
+  const flags = { repository: repository.url, ...(cacheDir && { cacheDir }) };
+  return {
+    settings: repositorySettings(flags, environment),
+    password: passwordOf(entry.repository, repository, environment),
+  };
 }
 
 function allowanceOf(entry: JobEntry, { allowance }: Runner): AllowanceWish {

@@ -105,8 +105,8 @@ function requestOf(job: OpenJob, source: string, observer: JobObserver): BackupR
   };
 }
 
-/** @throws the first damaged manifest's error, after the rest was done. */
-async function forgetBySource(
+/** What the job's rules say of a source. @throws the first damaged manifest's error, after the rest was done. */
+export async function forgetBySource(
   job: OpenJob,
   source: string,
   observer: JobObserver,
@@ -131,7 +131,7 @@ async function forgetBySource(
  * else goes by them.
  */
 export async function withRun<T>(
-  { spent }: OpenJob,
+  { spent }: Pick<OpenJob, "spent">,
   signal: AbortSignal,
   work: (run: AbortController) => Promise<T>,
 ): Promise<T> {

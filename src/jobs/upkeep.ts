@@ -23,6 +23,13 @@ export interface UpkeepOutcome {
   readonly report: PruneReport | VerifyReport | undefined;
 }
 
+export interface UpkeepOptions {
+  readonly signal: AbortSignal;
+  readonly observer: JobObserver;
+  /** Goes on with a verify that was stopped before, instead of beginning anew. */
+  readonly continued?: boolean;
+}
+
 /**
  * Runs a job's prune or verify, whether it is due or not.
  *
@@ -31,7 +38,7 @@ export interface UpkeepOutcome {
 export async function runUpkeep(
   job: OpenJob,
   step: UpkeepStep,
-  { signal, observer }: { readonly signal: AbortSignal; readonly observer: JobObserver },
+  { signal, observer, continued = false }: UpkeepOptions,
 ): Promise<UpkeepOutcome> {
   const startedMs = performance.now();
   let report: PruneReport | VerifyReport | undefined;
@@ -42,7 +49,7 @@ export async function runUpkeep(
     if (step === "prune") {
       report = await withRun(job, signal, (run) => pruneOf(job, observer, run));
     } else {
-      const verified = await withRun(job, signal, (run) => verifyOf(job, observer, run));
+      const verified = await withRun(job, signal, (run) => verifyOf(job, observer, continued, run));
       report = verified;
       throwIfAny(verified, job.session.repository.store.location);
     }
@@ -80,10 +87,12 @@ async function pruneOf(
 async function verifyOf(
   { entry, session }: OpenJob,
   observer: JobObserver,
+  continued: boolean,
   run: AbortController,
 ): Promise<VerifyReport> {
   const options = {
     readPercent: entry.verify?.percent ?? 0,
+    continued,
     warn: (message: string) => observer.warn(message),
     progress: (done: number, total: number) => observer.verify(done, total),
   };

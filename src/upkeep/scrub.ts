@@ -20,6 +20,8 @@ export interface Part {
 
 export interface ScrubRequest {
   readonly part: Part;
+  /** Leaves the objects besides packs to another part's scrub. */
+  readonly packsOnly?: boolean;
   /** Bytes of packs. */
   readonly progress: (done: number, total: number) => void;
 }
@@ -58,8 +60,8 @@ export async function scrub(
   const { config } = await readConfig(store, run.signal);
   const scrubber = new Scrubber(store, config, request);
   await scrubber.measure(run.signal);
-  await scrubber.readManifests(run.signal);
-  const listed = store.list("", run.signal);
+  if (request.packsOnly !== true) await scrubber.readManifests(run.signal);
+  const listed = store.list(request.packsOnly === true ? Prefix.packs : "", run.signal);
   await drain(mapOrdered(listed, GETS, run, (object, signal) => scrubber.check(object, signal)));
   return scrubber.report();
 }

@@ -24,6 +24,8 @@ export interface VerifyRequest {
   readonly complete: boolean;
   /** 0 to 100: how many of the packs in use are read; those whose turn it is, by the ledger of the runs before. */
   readonly readPercent: number;
+  /** Goes on with what a run that was stopped began: what that one has read counts, and is not read again. */
+  readonly continued?: boolean;
   /** False: nothing is written, neither what is bad nor what was read. */
   readonly record: boolean;
   /** Told in a sentence what could not be done besides the check. */

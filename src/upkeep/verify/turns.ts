@@ -15,21 +15,24 @@ const CLEANUP_MS = 15_000;
  *
  * @param percent above 0, at most 100.
  * @param random settles the order of those read by the same run: 0 to below 1.
+ * @param continued what stopped runs have read since the last one that was done is part of these packs.
  */
 export function choosePacks(
   ledger: Ledger,
   packs: readonly string[],
   percent: number,
   random: () => number = Math.random,
+  continued = false,
 ): Set<string> {
   const within = Math.ceil(100 / percent);
   const now = ledger.runs + 1;
   const queue = packs
     .map((pack) => ({ pack, last: lastRun(ledger, pack), tie: random() }))
     .sort((a, b) => a.last - b.last || a.tie - b.tie);
-  const share = Math.ceil((packs.length * percent) / 100);
+  const left = continued ? queue.filter(({ last }) => last < now) : queue;
+  const share = Math.ceil((packs.length * percent) / 100) - (queue.length - left.length);
   return new Set(
-    queue.filter(({ last }, index) => index < share || now - last >= within).map(({ pack }) => pack),
+    left.filter(({ last }, index) => index < share || now - last >= within).map(({ pack }) => pack),
   );
 }
 
@@ -38,12 +41,14 @@ export function choosePacks(
  *
  * @param used every pack in use; others are dropped. Undefined: not all are known, and all that the ledger names stay.
  * @param done false for a run that was stopped: what it read is not read again soon, but it does not count as a run.
+ * @param continued what stopped runs read before this one was read by this run.
  */
 export function ledgerAfter(
   ledger: Ledger,
   used: readonly string[] | undefined,
   read: ReadonlySet<string>,
   done: boolean,
+  continued = false,
 ): Ledger {
   const now = ledger.runs + 1;
   const packs = new Set([...(used ?? ledger.last.keys()), ...read]);
@@ -51,7 +56,7 @@ export function ledgerAfter(
   for (const pack of packs) {
     const before = lastRun(ledger, pack);
     // what a stopped run read ahead of this one counts as read by the run before
-    last.set(pack, read.has(pack) ? now : done ? Math.min(before, ledger.runs) : before);
+    last.set(pack, read.has(pack) ? now : done && !continued ? Math.min(before, ledger.runs) : before);
   }
   return { runs: done ? now : ledger.runs, last };
 }
@@ -66,13 +71,16 @@ export class Turns {
   readonly #warn: (message: string) => void;
   readonly #ledger: StoredLedger;
   readonly #complete: boolean;
+  readonly #continued: boolean;
   readonly #record: boolean;
   readonly #read = new Set<string>();
 
-  private constructor(repository: Repository, { warn, complete, record }: TurnOptions, ledger: StoredLedger) {
+  private constructor(repository: Repository, options: TurnOptions, ledger: StoredLedger) {
+    const { warn, complete, record, continued } = options;
     this.#repository = repository;
     this.#warn = warn;
     this.#complete = complete;
+    this.#continued = continued ?? false;
     this.#record = record;
     this.#ledger = ledger;
   }
@@ -86,7 +94,7 @@ export class Turns {
 
   choose(packs: readonly UsedPack[], percent: number): UsedPack[] {
     const ids = packs.map(({ packRef }) => packRef.pack);
-    const chosen = choosePacks(this.#ledger, ids, percent);
+    const chosen = choosePacks(this.#ledger, ids, percent, Math.random, this.#continued);
     return packs.filter(({ packRef }) => chosen.has(packRef.pack));
   }
 
@@ -101,7 +109,7 @@ export class Turns {
   async end(packs: readonly UsedPack[], done: boolean): Promise<void> {
     if (!this.#record) return;
     const used = this.#complete ? packs.map(({ packRef }) => packRef.pack) : undefined;
-    const after = ledgerAfter(this.#ledger, used, this.#read, done);
+    const after = ledgerAfter(this.#ledger, used, this.#read, done, this.#continued);
     try {
       await replaceLedger(this.#repository, after, this.#ledger.keys, AbortSignal.timeout(CLEANUP_MS));
     } catch (error) {
@@ -115,6 +123,7 @@ export class Turns {
 }
 
 interface TurnOptions {
+  readonly continued?: boolean;
   readonly complete: boolean;
   /** False: the ledger is read only. */
   readonly record: boolean;

@@ -1,0 +1,115 @@
+import { hash } from "node:crypto";
+import { z } from "zod";
+import { AppError, messageOf } from "../errors.ts";
+import { openNewStore } from "../store/open.ts";
+import type { ObjectStore } from "../store/store.ts";
+
+/** Bytes of a note. */
+const NOTE_SIZE_MAX = 16 * 1024;
+
+/** Bytes of what the watch remembers. */
+const STATE_SIZE_MAX = 4 * 1024 * 1024;
+
+const NOTES = "notes/";
+const STATE_KEY = "state.json";
+
+const noteSchema = z
+  .strictObject({
+    format: z.literal(1),
+    /** Whose: "dispatch", "pull", "maintain". */
+    by: z.string().max(64),
+    /** "" when it is about no job, or no source, in particular. */
+    job: z.string().max(128),
+    source: z.string().max(128),
+    /** `running`: and if it is still that after `until`, it ended without a word. */
+    state: z.enum(["running", "done", "failed"]),
+    at: z.iso.datetime(),
+    until: z.iso.datetime().optional(),
+    code: z.string().max(64).optional(),
+    message: z.string().max(2000).optional(),
+  })
+  .readonly();
+
+/** What one of our functions says of its latest work on something. */
+export type Note = z.infer<typeof noteSchema>;
+
+const stateSchema = z.strictObject({
+  format: z.literal(1),
+  /** By the findings' ids: since when. */
+  findings: z.record(z.string().max(1024), z.iso.datetime()),
+});
+
+/** What was found the last time, and since when it has been so; by id. */
+export type WatchState = Readonly<Record<string, string>>;
+
+/**
+ * What functions leave for the watch, and what the watch remembers: a few small objects in a place of their own, as
+ * s3://BUCKET/PREFIX or a directory, outside of every repository. So the watch needs no right to write in a repository,
+ * and nothing in there is needed for a restore. It may be deleted: then what is wrong is told once more.
+ */
+export class Notes {
+  readonly #store: ObjectStore;
+
+  private constructor(store: ObjectStore) {
+    this.#store = store;
+  }
+
+  /** @throws AppError E_LOCATION (usage). */
+  static async open(location: string): Promise<Notes> {
+    return new Notes(await openNewStore(location));
+  }
+
+  /** Takes the place of the note before on the same subject. */
+  async write(note: Omit<Note, "format">, signal: AbortSignal): Promise<void> {
+    const text = JSON.stringify(
+      noteSchema.parse({ format: 1, ...note, message: note.message?.slice(0, 2000) }),
+    );
+    const name = hash("sha256", JSON.stringify([note.by, note.job, note.source])).slice(0, 32);
+    await this.#store.replace(`${NOTES}${name}.json`, Buffer.from(text), signal);
+  }
+
+  /** All there are; what cannot be read is left out. */
+  async read(signal: AbortSignal): Promise<Note[]> {
+    const notes: Note[] = [];
+    for await (const { key } of this.#store.list(NOTES, signal)) {
+      const note = await this.#parsed(key, NOTE_SIZE_MAX, noteSchema, signal);
+      if (note !== undefined) notes.push(note);
+    }
+    return notes;
+  }
+
+  /** What the watch found the last time; nothing, where that is lost. */
+  async state(signal: AbortSignal): Promise<WatchState> {
+    return (await this.#parsed(STATE_KEY, STATE_SIZE_MAX, stateSchema, signal))?.findings ?? {};
+  }
+
+  async remember(findings: WatchState, signal: AbortSignal): Promise<void> {
+    await this.#store.replace(STATE_KEY, Buffer.from(JSON.stringify({ format: 1, findings })), signal);
+  }
+
+  close(): void {
+    this.#store.close();
+  }
+
+  async #parsed<T>(
+    key: string,
+    limit: number,
+    schema: z.ZodType<T>,
+    signal: AbortSignal,
+  ): Promise<T | undefined> {
+    try {
+      return schema.safeParse(JSON.parse((await this.#store.get(key, limit, signal)).toString("utf8"))).data;
+    } catch (error) {
+      signal.throwIfAborted();
+      if (error instanceof SyntaxError) return undefined;
+      if (error instanceof AppError && ["notFound", "corrupt"].includes(error.kind)) return undefined;
+      throw error;
+    }
+  }
+}
+
+/** What a note says of a failure. */
+export function noteOf(failure: unknown): Pick<Note, "code" | "message"> {
+  const code = failure instanceof AppError ? failure.code : "E_UNEXPECTED";
+  return { code, message: messageOf(failure) };
+}
