@@ -47,12 +47,12 @@ export async function fulfil(
   }
 }
 
-/** The job of an order. @throws AppError E_NO_JOB, E_NO_SOURCE (usage). */
+/** The job of an order. @throws AppError E_NO_JOB, E_NOT_IN_JOB (usage). */
 export function orderedJob({ job: name, source }: BackupOrder, file: JobFile): Job {
   const [job] = jobsOf(file, [name]);
   if (job!.entry.sources.includes(source)) return job!;
   const message = `Job ${name} has no source ${source}; there are ${job!.entry.sources.join(", ")}`;
-  throw new AppError("usage", "E_NO_SOURCE", message, { job: name, source });
+  throw new AppError("usage", "E_NOT_IN_JOB", message, { job: name, source });
 }
 
 /** A holder of the lease that died is given up after two minutes; a failure may pass. Both are tried ever later. */

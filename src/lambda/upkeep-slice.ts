@@ -1,5 +1,5 @@
 import { hash } from "node:crypto";
-import { AppError } from "../errors.ts";
+import { AppError, hasCode } from "../errors.ts";
 import { accessOf, jobsOf, withJob, type Job, type OpenJob, type Runner } from "../jobs/job.ts";
 import type { JobObserver } from "../jobs/observer.ts";
 import { forgetBySource, withRun } from "../jobs/run-source.ts";
@@ -119,13 +119,22 @@ class UpkeepSlice {
   async #openStep(step: Exclude<UpkeepOrderStep, "scrub">, job: OpenJob, again: boolean): Promise<void> {
     const options = { signal: this.#signal, observer: this.#observer };
     if (step === "forget") {
-      for (const source of job.entry.sources) {
-        await withRun(job, this.#signal, (run) => forgetBySource(job, source, this.#observer, run));
-      }
+      for (const source of job.entry.sources) await this.#forget(source, job);
       return;
     }
     const { error } = await runUpkeep(job, step, { ...options, continued: again });
     if (error !== undefined) throw error;
+  }
+
+  /** One source that cannot be looked at does not keep the others. */
+  async #forget(source: string, job: OpenJob): Promise<void> {
+    try {
+      await withRun(job, this.#signal, (run) => forgetBySource(job, source, this.#observer, run));
+    } catch (error) {
+      if (hasCode(error, "E_NO_SOURCE")) return; // it has no generation yet
+      if (!(error instanceof AppError) || error.kind !== "corrupt") throw error;
+      this.#failures.push({ step: "forget", error });
+    }
   }
 
   async #scrub(store: ObjectStore): Promise<void> {

@@ -98,7 +98,7 @@ test("what cannot be done stays in the queue, for later and for where failures g
   await send(aws, url, orderFor("gone"));
   const agent = new Working(url, place, "");
   await agent.said("warn: Message .*: The message asks for nothing that can be done: it is no JSON");
-  await agent.said("ended unknown failed E_NO_SOURCE");
+  await agent.said("ended unknown failed E_NOT_IN_JOB");
   await agent.said("ended web failed E_NO_JOB");
   await agent.said("ended gone failed E_NBD_CONNECT");
   await counted(aws, url, { waiting: 0, taken: 4 });

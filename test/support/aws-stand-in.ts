@@ -1,6 +1,7 @@
 import type { AddressInfo } from "node:net";
 import {
   CreateQueueCommand,
+  DeleteMessageCommand,
   DeleteQueueCommand,
   GetQueueAttributesCommand,
   ReceiveMessageCommand,
@@ -106,6 +107,11 @@ export class AwsStandIn {
       body: message.Body!,
       attributes: { ...message.Attributes },
     }));
+  }
+
+  /** Ends a message. */
+  async remove(url: string, { receiptHandle }: SqsRecord): Promise<void> {
+    await this.#sqs.send(new DeleteMessageCommand({ QueueUrl: url, ReceiptHandle: receiptHandle }));
   }
 
   /** A topic whose messages arrive in a queue. */
