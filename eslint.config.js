@@ -2,7 +2,7 @@ import js from "@eslint/js";
 import tseslint from "typescript-eslint";
 
 export default tseslint.config(
-  { ignores: ["dist/", "node_modules/", ".cache/"] },
+  { ignores: ["dist/", "dist-lambda/", "node_modules/", ".cache/"] },
   js.configs.recommended,
   {
     files: ["**/*.ts"],
@@ -34,7 +34,7 @@ export default tseslint.config(
   },
   { files: ["*.config.ts"], rules: { "no-restricted-exports": "off" } }, // vitest asks for a default export
   {
-    files: ["bin/*.js", "*.js", "test/bench/*.js"],
+    files: ["bin/*.js", "*.js", "deploy/lambda/*.js", "test/bench/*.js", "test/support/*.js"],
     languageOptions: {
       globals: {
         process: "readonly",

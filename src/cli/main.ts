@@ -1,4 +1,5 @@
 import { Command, CommanderError } from "commander";
+import { agentCommand } from "./commands/agent.ts";
 import { backupCommand } from "./commands/backup.ts";
 import { bitmapCommand } from "./commands/bitmap.ts";
 import { completionCommand } from "./commands/completion.ts";
@@ -62,6 +63,7 @@ Exit codes: 0 done, 1 unexpected, 2 usage, 10 not found, 11 locked by another ru
     backupCommand(),
     planCommand(),
     runCommand(),
+    agentCommand(),
     listCommand(),
     showCommand(),
     restoreCommand(),

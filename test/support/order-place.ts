@@ -55,8 +55,8 @@ export class OrderPlace {
   }
 
   /** @param more fields of the job, as YAML. */
-  text(more = ""): string {
-    return `repositories: { main: { url: "${this.location}" } }
+  text(more = "", location = this.location): string {
+    return `repositories: { main: { url: "${location}" } }
 sources: { web: { uri: "${this.uri}" }, gone: { uri: "nbd+unix:///x?socket=${this.path("gone.sock")}" } }
 jobs:
   nightly:

@@ -1,0 +1,167 @@
+import { spawn, type ChildProcess } from "node:child_process";
+import { randomUUID } from "node:crypto";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { resolve } from "node:path";
+import { text } from "node:stream/consumers";
+import { onTestFinished } from "vitest";
+
+const ROOT = resolve(import.meta.dirname, "../..");
+/** AWS's own runtime client, where somebody built it (96 s of compiling): `npm install --prefix .cache/ric aws-lambda-ric@4.0.2`. */
+const RIC = resolve(ROOT, ".cache/ric/node_modules/aws-lambda-ric/bin/index.mjs");
+const LOOP = resolve(ROOT, "test/support/lambda-loop.js");
+
+interface Invocation {
+  readonly id: string;
+  readonly event: unknown;
+  readonly resolve: (result: unknown) => void;
+  readonly reject: (error: Error) => void;
+  timer?: NodeJS.Timeout;
+}
+
+export interface FunctionOptions {
+  /** "pull.handler", in dist-lambda. */
+  readonly handler: string;
+  readonly environment: Readonly<Record<string, string>>;
+  readonly timeoutMs: number;
+  /** MiB of its heap. */
+  readonly memory?: number;
+}
+
+/**
+ * Lambda's service to one function: the Runtime API, an execution environment that is started when it is needed, and ended
+ * when an invocation takes too long. Ends with the test.
+ */
+export class LambdaService {
+  /** What the function printed. */
+  output = "";
+  readonly #options: FunctionOptions;
+  readonly #server: Server;
+  #child: ChildProcess | undefined;
+  #waiting: ServerResponse | undefined;
+  #queued: Invocation | undefined;
+  #running: Invocation | undefined;
+
+  private constructor(options: FunctionOptions) {
+    this.#options = options;
+    this.#server = createServer((request, response) => void this.#answer(request, response));
+  }
+
+  static async start(options: FunctionOptions): Promise<LambdaService> {
+    const service = new LambdaService(options);
+    service.#server.listen(0, "127.0.0.1");
+    await once(service.#server, "listening");
+    onTestFinished(() => service.#stop());
+    return service;
+  }
+
+  /** One at a time. @throws Error of the function, of its end, or "timed out". */
+  async invoke(event: unknown): Promise<unknown> {
+    return await new Promise((done, reject) => {
+      this.#queued = { id: randomUUID(), event, resolve: done, reject };
+      if (this.#child === undefined) this.#start();
+      this.#hand();
+    });
+  }
+
+  /** Ends the environment as Lambda does when its memory is used up. */
+  exhaust(): void {
+    this.#child?.kill("SIGKILL");
+  }
+
+  #start(): void {
+    const { handler, environment, memory = 512 } = this.#options;
+    const folder = resolve(ROOT, "dist-lambda");
+    const args = existsSync(RIC) ? [RIC, handler] : [LOOP, folder, handler];
+    const { port } = this.#server.address() as AddressInfo;
+    const child = spawn(process.execPath, args, {
+      cwd: folder,
+      stdio: ["ignore", "pipe", "pipe"],
+      env: {
+        PATH: process.env["PATH"],
+        TZ: ":UTC",
+        LAMBDA_TASK_ROOT: folder,
+        _HANDLER: handler,
+        AWS_LAMBDA_RUNTIME_API: `127.0.0.1:${port}`,
+        AWS_LAMBDA_FUNCTION_NAME: handler.split(".")[0],
+        AWS_LAMBDA_FUNCTION_VERSION: "$LATEST",
+        AWS_LAMBDA_FUNCTION_MEMORY_SIZE: String(memory),
+        AWS_LAMBDA_LOG_GROUP_NAME: "/aws/lambda/test",
+        AWS_LAMBDA_LOG_STREAM_NAME: "test",
+        NODE_OPTIONS: `--max-old-space-size=${memory}`,
+        ...environment,
+      },
+    });
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.setEncoding("utf8").on("data", (words: string) => (this.output += words));
+    }
+    child.on("exit", (code, signal) => {
+      if (this.#child !== child) return;
+      this.#child = undefined;
+      this.#waiting = undefined;
+      this.#end()?.reject(new Error(`Runtime exited with ${signal ?? code}: ${this.output.slice(-2000)}`));
+    });
+    this.#child = child;
+  }
+
+  #hand(): void {
+    const response = this.#waiting;
+    const invocation = this.#queued;
+    if (response === undefined || invocation === undefined) return;
+    this.#waiting = undefined;
+    this.#queued = undefined;
+    this.#running = invocation;
+    const { timeoutMs } = this.#options;
+    invocation.timer = setTimeout(() => {
+      this.#kill();
+      this.#end()?.reject(new Error("timed out"));
+    }, timeoutMs);
+    response.writeHead(200, {
+      "Content-Type": "application/json",
+      "Lambda-Runtime-Aws-Request-Id": invocation.id,
+      "Lambda-Runtime-Deadline-Ms": String(Date.now() + timeoutMs),
+      "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:us-east-1:000000000000:function:test",
+    });
+    response.end(JSON.stringify(invocation.event));
+  }
+
+  /** The invocation that went on, which is over. */
+  #end(): Invocation | undefined {
+    const invocation = this.#running ?? this.#queued;
+    this.#running = undefined;
+    this.#queued = undefined;
+    clearTimeout(invocation?.timer);
+    return invocation;
+  }
+
+  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const [, what, how] =
+      /^\/2018-06-01\/runtime\/(?:invocation\/)?([^/]+)(?:\/(response|error))?$/.exec(request.url ?? "") ??
+      [];
+    if (what === "next") {
+      this.#waiting = response;
+      this.#hand();
+      return;
+    }
+    const body = await text(request);
+    response.writeHead(202).end('{"status":"OK"}');
+    const invocation = this.#end();
+    if (how === "response") invocation?.resolve(body === "" ? undefined : JSON.parse(body));
+    else invocation?.reject(new Error(body));
+  }
+
+  #kill(): void {
+    const child = this.#child;
+    this.#child = undefined;
+    this.#waiting = undefined;
+    child?.kill("SIGKILL");
+  }
+
+  #stop(): void {
+    this.#kill();
+    this.#server.closeAllConnections();
+    this.#server.close();
+  }
+}
