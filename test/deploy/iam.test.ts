@@ -49,8 +49,9 @@ const MAY: Readonly<Record<string, Readonly<Record<string, Rights>>>> = {
     [Prefix.checked]: "write, delete",
     [Prefix.holds]: "write, delete",
     [Prefix.forgotten]: "write, delete",
+    [Prefix.profiles]: "delete",
   },
-  restorer: { [Prefix.runs]: "write" },
+  restorer: { [Prefix.runs]: "write", [Prefix.profiles]: "write, delete" },
   scrubber: {},
 };
 
@@ -165,4 +166,9 @@ test("the README has a line for each policy, and there is no other", async () =>
   const readme = await readFile(`${folder}/README.md`, "utf8");
   const named = [...readme.matchAll(/^\| `([a-z-]+)\.json`/gm)].map(([, name]) => name!);
   expect(named).toEqual([...Object.keys(MAY), "object-lock"]);
+});
+
+test("every kind of object can be cleared away by somebody: a new one is thought of here", () => {
+  const clearable = [MAY["owner"]!, MAY["maintainer"]!].flatMap((may) => Object.keys(may));
+  expect(clearable.sort()).toEqual([...KINDS].sort());
 });
