@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { readdir, readFile, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
@@ -132,15 +133,20 @@ test("pull and maintain run as they are deployed; one that is ended by force lea
     environment,
     location,
     function: start,
-  } = await deployed(
-    "    prune: {}\n    verify: { percent: 100 }\n    limit_upload: 256KiB",
-    4 * 1024 * 1024,
-  );
+  } = await deployed("    prune: {}\n    verify: { percent: 100 }\n    limit_upload: 1MiB", 2 * 1024 * 1024);
   const keys = { env: environment };
   const notes = await Notes.open(environment["BLOCKHAUL_NOTES"]!);
   onTestFinished(() => notes.close());
   const signal = AbortSignal.timeout(60_000);
   await aws.send(pulls, JSON.stringify(orderFor("web")), "web");
+  const first = { Records: await aws.receive(pulls) };
+  const pull = await start("pull.handler");
+  expect(await pull.invoke(first)).toEqual({ batchItemFailures: [] });
+  expect(await runJson(["list", "-r", location], keys)).toMatchObject({ generations: [{ source: "web" }] });
+
+  await writeFile(place.image, randomBytes(2 * 1024 * 1024));
+  const order = orderFor("web", { scheduledAt: new Date(Date.now() + 1000).toISOString() });
+  await aws.send(pulls, JSON.stringify(order), "again");
   const event = { Records: await aws.receive(pulls) };
   const dying = await start("pull.handler");
   const killed = dying.invoke(event).catch((error: unknown) => error);
@@ -151,7 +157,8 @@ test("pull and maintain run as they are deployed; one that is ended by force lea
   expect(findingsOfNotes(await notes.read(signal), new Set(["nightly"]), later)).toMatchObject([
     { subject: "pull/nightly/web", message: expect.stringContaining("ran out of time or memory") as string },
   ]);
-  expect(await runJson(["list", "-r", location], keys)).toMatchObject({ generations: [] });
+  const after = await runJson<{ generations: unknown[] }>(["list", "-r", location], keys);
+  expect(after.generations).toHaveLength(1);
 
   const maintain = await start("maintain.handler");
   const body = '{"job":"nightly","scheduledAt":"2026-11-24T06:17:00Z"}';
