@@ -39,6 +39,14 @@ export function jobFilePath(flag: string | undefined, environment: Environment):
   return flag ?? (environment["BLOCKHAUL_CONFIG"] || "/etc/blockhaul/blockhaul.yaml");
 }
 
+/** The queue that an agent takes its orders from. @throws AppError E_NO_QUEUE_GIVEN (usage). */
+export function queueUrl(flag: string | undefined, environment: Environment): string {
+  const url = flag ?? environment["BLOCKHAUL_QUEUE_URL"] ?? "";
+  if (/^https?:\/\/./.test(url)) return url;
+  const message = "Which queue? Give --queue with its URL, or set BLOCKHAUL_QUEUE_URL";
+  throw new AppError("usage", "E_NO_QUEUE_GIVEN", message);
+}
+
 /** The price sheet that the environment names; undefined: the built-in one. */
 export function pricesPath(environment: Environment): string | undefined {
   return environment["BLOCKHAUL_PRICES"] || undefined;

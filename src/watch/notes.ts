@@ -80,7 +80,11 @@ export class Notes {
 
   /** What the watch found the last time; nothing, where that is lost. */
   async state(signal: AbortSignal): Promise<WatchState> {
-    return (await this.#parsed(STATE_KEY, STATE_SIZE_MAX, stateSchema, signal))?.findings ?? {};
+    for await (const { key } of this.#store.list(STATE_KEY, signal)) {
+      if (key === STATE_KEY)
+        return (await this.#parsed(key, STATE_SIZE_MAX, stateSchema, signal))?.findings ?? {};
+    }
+    return {}; // S3 says of a missing object that it may not be read, where one may not list the whole bucket
   }
 
   async remember(findings: WatchState, signal: AbortSignal): Promise<void> {

@@ -129,6 +129,7 @@ test("schedule, dispatch, queue, agent, backup, watch: the program and the funct
 test("pull and maintain run as they are deployed; one that is ended by force leaves word, and no generation", async () => {
   const {
     aws,
+    place,
     pulls,
     environment,
     location,

@@ -10,7 +10,7 @@ import { onTestFinished } from "vitest";
 
 const ROOT = resolve(import.meta.dirname, "../..");
 /** AWS's own runtime client, where somebody built it (96 s of compiling): `npm install --prefix .cache/ric aws-lambda-ric@4.0.2`. */
-const RIC = resolve(ROOT, ".cache/ric/node_modules/aws-lambda-ric/bin/index.mjs");
+const RIC = resolve(ROOT, ".cache/ric/node_modules/aws-lambda-ric/index.mjs");
 const LOOP = resolve(ROOT, "test/support/lambda-loop.js");
 
 interface Invocation {

@@ -10,13 +10,11 @@ import { passwordVariables, type Runner } from "../../jobs/job.ts";
 import type { JobFile } from "../../jobs/schema.ts";
 import { parseSpan } from "../../jobs/span.ts";
 import { WorkQueue } from "../../queue/queue.ts";
-import { repositorySettings } from "../../settings.ts";
+import { jobFilePath, pricesPath, queueUrl, repositorySettings } from "../../settings.ts";
 import { DEFAULT_PRICES, readPrices, type Prices } from "../../store/prices.ts";
 import { action, type CliContext } from "../action.ts";
 import { isGone, packageVersion, thisProcess } from "../process.ts";
 import { allowanceWish, workerThreads, type RepositoryFlags } from "../session.ts";
-
-const CONFIG_FILE = "/etc/blockhaul/blockhaul.yaml";
 
 const CONCURRENCY_MAX = 64;
 
@@ -39,7 +37,10 @@ queue puts what failed too often.
 
 SIGTERM: it takes nothing more, lets runs end for as long as --drain says, then undoes them and gives their orders back.`,
     )
-    .option("--config <FILE>", `file of the jobs (default: $BLOCKHAUL_CONFIG, or ${CONFIG_FILE})`)
+    .option(
+      "--config <FILE>",
+      "file of the jobs (default: BLOCKHAUL_CONFIG, or /etc/blockhaul/blockhaul.yaml)",
+    )
     .option("--queue <URL>", "URL of the queue (or BLOCKHAUL_QUEUE_URL)")
     .option("--concurrency <N>", "runs at once", "1")
     .option("--drain <SPAN>", "how long runs may go on when it is told to stop: 90s, 10min, 2h", "10min")
@@ -64,15 +65,8 @@ async function serve(flags: Flags, cli: CliContext): Promise<void> {
   const concurrency = parseConcurrency(flags.concurrency);
   const drainMs = flags.drain === "0" ? 0 : parseSpan(flags.drain);
   const address = flags.metrics === undefined ? undefined : parseMetricsAddress(flags.metrics);
-  const file = await loadJobFile(
-    flags.config ?? (process.env["BLOCKHAUL_CONFIG"] || CONFIG_FILE),
-    process.env,
-  );
-  const url = flags.queue ?? process.env["BLOCKHAUL_QUEUE_URL"] ?? "";
-  if (!/^https?:\/\//.test(url)) {
-    const message = "Which queue? Give --queue with its URL, or set BLOCKHAUL_QUEUE_URL";
-    throw new AppError("usage", "E_NO_QUEUE_GIVEN", message);
-  }
+  const file = await loadJobFile(jobFilePath(flags.config, process.env), process.env);
+  const url = queueUrl(flags.queue, process.env);
   const manager = new ServiceManager({ ...process.env }, (message) => output.warn(message));
   const runner = runnerOf(flags, file, concurrency);
   const metrics = await AgentMetrics.load(
@@ -129,8 +123,8 @@ function cacheDirOf({ cacheDir }: Flags, { environment }: Runner): string {
 /** Of repositories in buckets; directories cost nobody anything. */
 async function pricesOf({ prices, repositories }: JobFile): Promise<Prices | undefined> {
   if (!Object.values(repositories).some(({ url }) => url.startsWith("s3://"))) return undefined;
-  const path = prices ?? process.env["BLOCKHAUL_PRICES"];
-  return path === undefined || path === "" ? DEFAULT_PRICES : await readPrices(path);
+  const path = prices ?? pricesPath(process.env);
+  return path === undefined ? DEFAULT_PRICES : await readPrices(path);
 }
 
 /** Writes the metrics' file, one time after the other; the metrics are no reason to fail. */
