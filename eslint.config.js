@@ -42,6 +42,7 @@ export default tseslint.config(
         URL: "readonly",
         performance: "readonly",
         AbortController: "readonly",
+        fetch: "readonly",
       },
     },
   },

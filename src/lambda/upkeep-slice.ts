@@ -122,8 +122,8 @@ class UpkeepSlice {
       for (const source of job.entry.sources) await this.#forget(source, job);
       return;
     }
-    const { error } = await runUpkeep(job, step, { ...options, continued: again });
-    if (error !== undefined) throw error;
+    const outcome = await runUpkeep(job, step, { ...options, continued: again });
+    if (outcome.error !== undefined) throw outcome.error;
   }
 
   /** One source that cannot be looked at does not keep the others. */
