@@ -123,7 +123,7 @@ class UpkeepSlice {
       return;
     }
     const outcome = await runUpkeep(job, step, { ...options, continued: again });
-    if (outcome.error !== undefined) throw outcome.error;
+    if (outcome.error !== undefined) throw outcome.error as Error;
   }
 
   /** One source that cannot be looked at does not keep the others. */
