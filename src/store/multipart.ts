@@ -140,8 +140,9 @@ export class MultipartUpload implements PartUpload {
   }
 
   /**
-   * After an answer that was lost, the upload may be complete: asking again then gives NoSuchUpload on some servers,
-   * and the object is looked for. Its key is nobody else's, so the size tells.
+   * After an answer that was lost, the upload may be complete: asking again then gives NoSuchUpload on some servers, and
+   * the object is looked for. So it is when that is the first answer: somebody on the way may have sent the request
+   * twice. Its key is nobody else's, so the size tells.
    */
   async #completeOrFind(parts: CompletedPart[], size: number, signal: AbortSignal): Promise<void> {
     const command = new CompleteMultipartUploadCommand({
@@ -163,7 +164,7 @@ export class MultipartUpload implements PartUpload {
     } catch (error) {
       signal.throwIfAborted();
       const lost = failures.some((failure) => failure instanceof AppError && failure.retryable);
-      const found = lost ? await headObject(this.#connection, this.key, signal) : undefined;
+      const found = lost || isGone(error) ? await headObject(this.#connection, this.key, signal) : undefined;
       if (found?.size !== size) throw error;
     }
   }

@@ -69,6 +69,11 @@ const BY_NAME: Readonly<Record<string, Meaning>> = {
   NoSuchBucket: NO_BUCKET,
   InvalidBucketName: NO_BUCKET,
   NotImplemented: UNSUPPORTED,
+  NoSuchUpload: {
+    kind: "usage",
+    code: "E_REFUSED",
+    advice: "somebody aborted the upload, perhaps a lifecycle rule of the bucket; run this again",
+  },
   SlowDown: TRY_AGAIN,
   SlowDownRead: TRY_AGAIN,
   SlowDownWrite: TRY_AGAIN,
@@ -148,7 +153,9 @@ export function s3Error(error: unknown, request: S3Request): AppError {
   if (isWrongRegion(facts)) return fail("usage", "E_REGION", `${answer}; ${regionAdvice(facts)}`);
   if (CLOCK_NAMES.includes(facts.name))
     return fail("credentials", "E_CLOCK", `${answer}; ${clockAdvice(facts)}`);
-  const meaning = BY_NAME[facts.name] ?? byStatus(facts.status);
+  // the answer to a HEAD has no body, and so no name: it may be RequestTimeout, which passes
+  const unnamed = facts.status === 400 && facts.name === "Unknown";
+  const meaning = unnamed ? TRY_AGAIN : (BY_NAME[facts.name] ?? byStatus(facts.status));
   return fail(meaning.kind, meaning.code, `${answer}; ${meaning.advice}`);
 }
 

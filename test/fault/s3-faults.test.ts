@@ -203,6 +203,13 @@ describe("uploads in parts", () => {
     expect(fake.count("HeadObject")).toBe(1);
   });
 
+  test("a completion that was sent twice on its way, and answered with the second refusal: the object is there", async () => {
+    fake.plan("CompleteMultipartUpload", { kind: "twice" });
+    await upload(store);
+    fake.assertAllHit();
+    expect(fake.objects.get("pack")?.equals(body)).toBe(true);
+  });
+
   test.each(["MalformedXML", "InvalidPart", "InvalidPartOrder"])(
     "a completion that was damaged on the way, which servers call %s, is tried again",
     async (code) => {
@@ -423,6 +430,13 @@ describe("the clock", () => {
     expect(error).toMatchObject({ kind: "credentials", code: "E_CLOCK" });
     expect(String(error)).toContain("47 min behind");
   });
+});
+
+test("a HEAD that is refused without a word why is tried again: RequestTimeout is one of the reasons", async () => {
+  await store.put("a", Buffer.from("mine"), signal);
+  fake.plan("HeadObject", { kind: "answer", status: 400 });
+  expect(await store.head("a", signal)).toMatchObject({ size: 4 });
+  fake.assertAllHit();
 });
 
 test("a wrong region is named", async () => {

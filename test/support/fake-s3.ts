@@ -9,6 +9,7 @@ import { buffer } from "node:stream/consumers";
  * What happens to one request:
  *
  * - `lost`     it is carried out, then the connection is cut without an answer
+ * - `twice`    it is carried out twice, as some proxies do, and the second answer is sent
  * - `dropped`  the connection is cut before anything is done
  * - `silent`   it is carried out, the answer never comes
  * - `cut`      the answer's body ends after so many bytes, by a reset
@@ -18,7 +19,7 @@ import { buffer } from "node:stream/consumers";
  * - `claims`   the answer's headers are replaced by these
  */
 export type S3Fault =
-  | { readonly kind: "lost" | "dropped" | "silent" }
+  | { readonly kind: "lost" | "twice" | "dropped" | "silent" }
   | { readonly kind: "cut" | "stall" | "resized"; readonly bytes: number }
   | {
       readonly kind: "answer";
@@ -108,6 +109,7 @@ export class FakeS3 {
     const fault = index < 0 ? undefined : this.#faults.splice(index, 1)[0]!.fault;
     if (fault?.kind === "dropped") return void request.socket.destroy();
     const body = await buffer(request);
+    if (fault?.kind === "twice") this.#do(operation, key, url.searchParams, request, body);
     const reply =
       fault?.kind === "answer"
         ? errorReply(fault.status, fault.code ?? "", fault)
