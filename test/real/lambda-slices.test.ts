@@ -117,6 +117,16 @@ function fileOf(place: OrderPlace, location: string): JobFile {
   return file!;
 }
 
+/** By the ledger of verifies. */
+async function packsInUse(location: string): Promise<number> {
+  const store = await openNewStore(location);
+  const { last } = await readLedger(await openRepository(store, never), never, (error) => {
+    throw error;
+  });
+  store.close();
+  return last.size;
+}
+
 /** What upkeep leaves, as far as it does not depend on chance. */
 async function outcomeOf(location: string, before: ReadonlySet<string>): Promise<unknown> {
   const store = await openNewStore(location);
@@ -160,6 +170,7 @@ test("upkeep in ten slices and more leaves what upkeep in one leaves", async () 
   expect(uncut).toEqual({ next: undefined, failures: [] });
 
   let left: UpkeepOrder | undefined = order;
+  let packsRead = 0;
   const stops: string[] = [];
   for (let slice = 1; left !== undefined; slice++) {
     expect(slice).toBeLessThan(60);
@@ -167,7 +178,13 @@ test("upkeep in ten slices and more leaves what upkeep in one leaves", async () 
     const cut = (): void => stop.abort(deadlineError());
     // soon at first, so that each step is stopped somewhere; a verify after each pack
     const timer = slice <= 16 ? setTimeout(cut, (wholeMs * (1 + (slice % 4))) / 24) : undefined;
-    const told = { ...observer, verify: (done: number) => (done > 0 && slice <= 20 ? cut() : undefined) };
+    const told = {
+      ...observer,
+      verify: () => {
+        packsRead++;
+        if (slice <= 20) cut();
+      },
+    };
     const { next, failures } = await upkeepSlice(left, fileOf(place, copy), place.runner(), {
       signal: stop.signal,
       observer: told,
@@ -179,6 +196,7 @@ test("upkeep in ten slices and more leaves what upkeep in one leaves", async () 
   }
   expect(stops.length).toBeGreaterThanOrEqual(9);
   expect(new Set(stops)).toContain("verify");
+  expect(packsRead).toBe(await packsInUse(copy)); // none twice
   expect(await outcomeOf(copy, before)).toEqual(await outcomeOf(place.location, before));
   const [here, there] = await Promise.all([
     restored(place, fileOf(place, place.location)),

@@ -55,6 +55,19 @@ test("much that is new does not make a run read more than its share, nor push as
   expect([...chosen].filter((pack) => pack.startsWith("new"))).toEqual([]);
 });
 
+test("a run that goes on with a stopped one reads what that one left of the share, and counts as both", () => {
+  const packs = Array.from({ length: 40 }, (_, index) => `pack-${index}`);
+  const before = ledgerAfter({ runs: 0, last: new Map() }, packs, new Set(packs.slice(20)), true);
+  const stopped = ledgerAfter(before, packs, new Set(packs.slice(0, 3)), false);
+  const rest = choosePacks(stopped, packs, 10, Math.random, true);
+  expect(rest.size).toBe(1);
+  expect(packs.slice(3, 20)).toContain([...rest][0]);
+  expect(choosePacks(stopped, packs, 10).size).toBe(4);
+  const after = ledgerAfter(stopped, packs, rest, true, true);
+  expect(after.runs).toBe(2);
+  expect([...after.last.values()].filter((last) => last === 2)).toHaveLength(4);
+});
+
 test("ten runs of a tenth, by whichever host, read everything, and leave one small ledger", async () => {
   const backups = await newBackups({ packChunks: 4 });
   await backups.backup([diskOf(numbers(1, 40))]);
