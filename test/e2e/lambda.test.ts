@@ -9,6 +9,8 @@ import { findingsOfNotes } from "../../src/watch/look.ts";
 import { Notes } from "../../src/watch/notes.ts";
 import { AwsStandIn } from "../support/aws-stand-in.ts";
 import { runCli, runJson } from "../support/cli.ts";
+import { fsck, sequence } from "../support/guest/disk.ts";
+import { bootGuest } from "../support/guest/guest.ts";
 import { LambdaService } from "../support/lambda-service.ts";
 import { startMinio } from "../support/minio.ts";
 import { orderFor, OrderPlace } from "../support/order-place.ts";
@@ -125,6 +127,53 @@ test("schedule, dispatch, queue, agent, backup, watch: the program and the funct
   expect(await runCli(["restore", "-r", location, "web", "--to", target], keys)).toMatchObject({ code: 0 });
   expect((await readFile(target)).equals(await place.bytes())).toBe(true);
 });
+
+test(
+  "the same with a VM: the guest stands still for each backup, and the second is incremental",
+  { timeout: 180_000 },
+  async () => {
+    const { place, environment, location, function: start } = await deployed("");
+    const guest = await bootGuest({ writer: true });
+    await writeFile(
+      place.path("blockhaul.yaml"),
+      `repositories: { main: { url: "${location}" } }
+sources: { vm: { uri: "qmp:${guest.qmp}", guest_agent: "${guest.agent}", freeze: require, scratch: "${guest.folder}" } }
+jobs: { nightly: { repository: main, sources: [vm], rpo: 26h } }
+`,
+    );
+    const watch = await start("watch.handler");
+    expect(await watch.invoke({})).toMatchObject({ findings: ["main/late/nightly/vm"] });
+    const agent = spawn(process.execPath, [BIN, "agent", "--drain", "30s"], {
+      env: { ...process.env, ...environment },
+      stdio: ["ignore", "ignore", "pipe"],
+    });
+    onTestFinished(() => void agent.kill("SIGKILL"));
+    let said = "";
+    agent.stderr.setEncoding("utf8").on("data", (text: string) => (said += text));
+    const dispatch = await start("dispatch.handler");
+    const keys = { env: { ...environment } };
+    for (const kind of ["full", "incremental"]) {
+      said = "";
+      expect(await dispatch.invoke({ scheduledAt: new Date().toISOString() })).toEqual({ orders: 1 });
+      await vi.waitFor(() => expect(said).toMatch(/vm: generation \S+ is stored/), SOON);
+      const { generations } = await runJson<{ generations: object[] }>(["list", "-r", location], keys);
+      expect(generations.at(-1)).toMatchObject({ source: "vm", kind, consistency: "filesystem" });
+      const restored = place.path(`${kind}.raw`);
+      expect(await runCli(["restore", "-r", location, "vm", "--to", restored], keys)).toMatchObject({
+        code: 0,
+      });
+      expect(await fsck(restored)).toMatchObject({ code: 0 });
+      const written = await sequence(restored);
+      await guest.console.waitFor(new RegExp(`^W ${written + 3}\\r?$`, "m"), 60_000);
+    }
+    expect(await sequence(place.path("incremental.raw"))).toBeGreaterThan(
+      await sequence(place.path("full.raw")),
+    );
+    expect(await watch.invoke({})).toMatchObject({ findings: [] });
+    agent.kill("SIGTERM");
+    expect(await once(agent, "exit")).toEqual([0, null]);
+  },
+);
 
 test("pull and maintain run as they are deployed; one that is ended by force leaves word, and no generation", async () => {
   const {
