@@ -49,13 +49,41 @@ export async function requireObjectLock(store: ObjectStore, signal: AbortSignal)
 }
 
 /**
- * Until when objects cannot be deleted. Costs a HEAD each; none in a repository without locks.
+ * Until when objects cannot be deleted, as far as these credentials may know. Costs a HEAD each; none in a repository
+ * without locks.
  *
  * @returns only those that are locked now, by key.
  */
 export async function lockedUntil(
+  repository: Pick<Repository, "store" | "config">,
+  keys: readonly string[],
+  signal: AbortSignal,
+): Promise<ReadonlyMap<string, Date>> {
+  return await locksOf(repository, keys, () => undefined, signal);
+}
+
+/**
+ * As `lockedUntil`, for who is about to delete: what is locked would only be hidden, and nobody told.
+ *
+ * @param keys of objects that are locked as they are written. @throws AppError E_LOCKS_HIDDEN (credentials).
+ */
+export async function lockedAgainstDeletion(
+  repository: Pick<Repository, "store" | "config">,
+  keys: readonly string[],
+  signal: AbortSignal,
+): Promise<ReadonlyMap<string, Date>> {
+  const hidden = (key: string): never => {
+    const message = `${repository.store.location} does not tell whether ${key} is locked: these credentials need s3:GetObjectRetention before they may delete`;
+    throw new AppError("credentials", "E_LOCKS_HIDDEN", message, { key });
+  };
+  return await locksOf(repository, keys, hidden, signal);
+}
+
+/** @param untold called for an object that is there, of whose lock, past or present, nothing is told. */
+async function locksOf(
   { store, config }: Pick<Repository, "store" | "config">,
   keys: readonly string[],
+  untold: (key: string) => void,
   signal: AbortSignal,
 ): Promise<ReadonlyMap<string, Date>> {
   const locked = new Map<string, Date>();
@@ -63,8 +91,10 @@ export async function lockedUntil(
   const now = await store.now(signal);
   const limit = pLimit(REQUESTS_MAX);
   await limit.map(keys, async (key) => {
-    const until = (await store.head(key, signal))?.retention?.until;
-    if (until !== undefined && until > now) locked.set(key, until);
+    const found = await store.head(key, signal);
+    if (found === undefined) return;
+    if (found.retention === undefined) untold(key);
+    else if (found.retention.until > now) locked.set(key, found.retention.until);
   });
   return locked;
 }

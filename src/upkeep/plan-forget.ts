@@ -8,7 +8,7 @@ import {
 } from "../repository/generations.ts";
 import type { StoredManifest } from "../repository/manifest.ts";
 import { generationKey, isUuid, uuidTime } from "../repository/names.ts";
-import { lockedUntil } from "../repository/object-lock.ts";
+import { lockedAgainstDeletion } from "../repository/object-lock.ts";
 import type { PinLookup } from "../repository/pins.ts";
 import { resolveGeneration } from "../repository/resolve-generation.ts";
 import type { Calendar } from "./calendar.ts";
@@ -119,7 +119,7 @@ async function locksOf(
   const keys = new Map(
     judged.map(({ source, generation }) => [generationKey(source, generation), generation]),
   );
-  const locked = await lockedUntil(repository, [...keys.keys()], signal);
+  const locked = await lockedAgainstDeletion(repository, [...keys.keys()], signal);
   return new Map([...locked].map(([key, until]) => [keys.get(key)!, until.toISOString()]));
 }
 

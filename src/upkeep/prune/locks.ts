@@ -1,6 +1,6 @@
 import type { Repository } from "../../repository/config.ts";
 import { layerKey, packKey, Prefix, REPOSITORY_KEY } from "../../repository/names.ts";
-import { extendLocks, lockedUntil } from "../../repository/object-lock.ts";
+import { extendLocks, lockedAgainstDeletion } from "../../repository/object-lock.ts";
 import type { Forwarding } from "./forwarding.ts";
 import type { Live } from "./mark.ts";
 import type { DeadObject } from "./survey.ts";
@@ -63,6 +63,6 @@ export async function withoutLocked(
   signal: AbortSignal,
 ): Promise<readonly DeadObject[]> {
   const keys = dead.map(({ key }) => key);
-  const locked = await lockedUntil(repository, keys, signal);
+  const locked = await lockedAgainstDeletion(repository, keys, signal);
   return dead.filter(({ key }) => !locked.has(key));
 }
