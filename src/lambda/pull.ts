@@ -1,16 +1,14 @@
-import { fulfil, waitBeforeNext } from "../agent/fulfil.ts";
+import { fulfil } from "../agent/fulfil.ts";
 import { AppError } from "../errors.ts";
-import type { Runner } from "../jobs/job.ts";
 import type { JobFile } from "../jobs/schema.ts";
 import { outgoing, parseBackupOrder, type BackupOrder } from "../queue/orders.ts";
-import { WorkQueue } from "../queue/queue.ts";
 import { isQmpSource } from "../settings.ts";
-import { Deadline, isDeadline } from "./deadline.ts";
-import { functionRunner, loadJobs, required, type LambdaContext } from "./edge.ts";
-import { Log, logObserver } from "./log.ts";
-import { noteFailure, noting } from "./notes.ts";
+import { isDeadline } from "./deadline.ts";
+import { eachOrder, type OrderTools } from "./each-order.ts";
+import type { LambdaContext } from "./edge.ts";
+import { logObserver } from "./log.ts";
 import { nextSlice, refuseIdle } from "./slices.ts";
-import { eachMessage, type BatchResponse, type Settlement, type SqsRecord } from "./sqs-event.ts";
+import type { BatchResponse } from "./sqs-event.ts";
 
 /**
  * Backs up sources that this function reaches by itself (nbds://). A backup that does not fit into one invocation stops in
@@ -18,94 +16,46 @@ import { eachMessage, type BatchResponse, type Settlement, type SqsRecord } from
  * from where new data begins.
  */
 export async function handler(event: unknown, context: LambdaContext): Promise<BatchResponse> {
-  const environment = process.env;
-  const log = new Log(context);
-  using deadline = new Deadline(context);
-  const queue = new WorkQueue(required(environment, "BLOCKHAUL_QUEUE_URL"), environment);
-  try {
-    const file = await loadJobs(environment, deadline.signal);
-    const pull = new Pull(file, functionRunner(environment, context), queue, deadline, log);
-    return await eachMessage(event, queue, log, (record) => pull.message(record));
-  } catch (error) {
-    log.error(error);
-    await noteFailure({ by: "pull", job: "", source: "" }, error, environment, log);
-    throw error;
-  } finally {
-    queue.close();
-  }
+  const pulling = { by: "pull", queueVariable: "BLOCKHAUL_QUEUE_URL", parse: parseBackupOrder, work: pull };
+  return await eachOrder(pulling, event, context);
 }
 
-class Pull {
-  readonly #file: JobFile;
-  readonly #runner: Runner;
-  readonly #queue: WorkQueue;
-  readonly #deadline: Deadline;
-  readonly #log: Log;
-
-  constructor(file: JobFile, runner: Runner, queue: WorkQueue, deadline: Deadline, log: Log) {
-    this.#file = file;
-    this.#runner = runner;
-    this.#queue = queue;
-    this.#deadline = deadline;
-    this.#log = log;
+/** @throws why the order is neither done nor continued. */
+async function pull(order: BackupOrder, tools: OrderTools): Promise<void> {
+  const { file, runner, deadline, log } = tools;
+  const { job, source } = order;
+  refuseIdle(order.continued, `The backup of ${source}`);
+  refuseVm(source, file);
+  const positions = new Map<string, number>();
+  const observer = logObserver(log, {
+    backup: (_, { disk, position }) => void positions.set(disk, position),
+  });
+  const { signal } = deadline;
+  const result = await fulfil(order, file, runner, { signal, observer });
+  if (result.kind === "done") {
+    const { seconds, report, failure } = result.outcome;
+    log.info("Backed up", { job, source, seconds, generation: report?.manifest.generation });
+    if (failure !== undefined) throw failure.error as Error;
+    return;
   }
-
-  async message({ body, attributes }: SqsRecord): Promise<Settlement> {
-    const { environment } = this.#runner;
-    const again = { againIn: waitBeforeNext(attributes.ApproximateReceiveCount) };
-    let order: BackupOrder;
-    try {
-      order = parseBackupOrder(body);
-    } catch (error) {
-      this.#log.error(error);
-      await noteFailure({ by: "pull", job: "", source: "" }, error, environment, this.#log);
-      return again;
-    }
-    const { job, source } = order;
-    const context = { environment, deadline: this.#deadline, log: this.#log };
-    return await noting<Settlement>({ by: "pull", job, source }, context, async () => {
-      const failure = await this.#pull(order).catch((error: unknown) => error);
-      if (failure === undefined) return { value: "done", failure };
-      this.#log.error(failure, { job, source });
-      return { value: again, failure };
-    });
+  if (result.kind === "already") {
+    log.info("Backed up before", { job, source, generation: result.generation });
+    return;
   }
+  if (!isDeadline(result.error)) throw result.error as Error;
+  await goOn(
+    order,
+    positions.values().reduce((sum, position) => sum + position, 0),
+    tools,
+  );
+}
 
-  /** @returns why the order is not done, nor continued; undefined when all is well. */
-  async #pull(order: BackupOrder): Promise<unknown> {
-    const { job, source } = order;
-    refuseIdle(order.continued, `The backup of ${source}`);
-    refuseVm(source, this.#file);
-    const positions = new Map<string, number>();
-    const observer = logObserver(this.#log, {
-      backup: (_, { disk, position }) => void positions.set(disk, position),
-    });
-    const { signal } = this.#deadline;
-    const result = await fulfil(order, this.#file, this.#runner, { signal, observer });
-    if (result.kind === "done") {
-      const { seconds, report, failure } = result.outcome;
-      this.#log.info("Backed up", { job, source, seconds, generation: report?.manifest.generation });
-      return failure?.error;
-    }
-    if (result.kind === "already") {
-      this.#log.info("Backed up before", { job, source, generation: result.generation });
-      return undefined;
-    }
-    if (!isDeadline(result.error)) return result.error;
-    await this.#continue(
-      order,
-      positions.values().reduce((sum, position) => sum + position, 0),
-    );
-    return undefined;
-  }
-
-  async #continue(order: BackupOrder, reached: number): Promise<void> {
-    const { job, source, continued } = order;
-    const before = continued?.reached ?? 0;
-    const next = { ...nextSlice(continued, reached > before), reached: Math.max(reached, before) };
-    await this.#queue.send([outgoing({ ...order, continued: next })], AbortSignal.timeout(10_000));
-    this.#log.info("Stopped in time; goes on in another invocation", { job, source, ...next });
-  }
+async function goOn(order: BackupOrder, reached: number, { queue, log }: OrderTools): Promise<void> {
+  const { job, source, continued } = order;
+  const before = continued?.reached ?? 0;
+  const next = { ...nextSlice(continued, reached > before), reached: Math.max(reached, before) };
+  await queue.send([outgoing({ ...order, continued: next })], AbortSignal.timeout(10_000));
+  log.info("Stopped in time; goes on in another invocation", { job, source, ...next });
 }
 
 /** A VM is backed up over its monitor's socket, with a guard process beside QEMU: that is its host's work. */
