@@ -4,10 +4,8 @@ import { SPAN_LIMITS, spans, type SlotPlaces } from "../../restore/spans.ts";
 import type { RequestCounts } from "../../store/store.ts";
 import type { Choice, PackToMove } from "./candidates.ts";
 import type { DeadObject } from "./survey.ts";
+import { BATCH_MAX } from "./sweep.ts";
 import type { Litter } from "./tidy.ts";
-
-/** Keys a DeleteObjects request: what S3 takes. */
-const BATCH_MAX = 1000;
 
 /** Taking and giving back the lease: two LISTs, two writes, a read and a delete. */
 const LEASE: RequestCounts = { ListObjectsV2: 2, PutObject: 2, GetObject: 1, DeleteObjects: 1 };

@@ -18,15 +18,12 @@ import { reportOf, type Facts, type PruneReport } from "./prune-report.ts";
 import type { RewriteLimits } from "./rewrite-limits.ts";
 import { readRoots, type Roots } from "./roots.ts";
 import { condemnedSince, isNeeded, survey, type DeadObject, type SurveyOptions } from "./survey.ts";
-import { sweep } from "./sweep.ts";
+import { BATCH_MAX, sweep } from "./sweep.ts";
 import { NOT_REWRITTEN, planned, ThinPacks } from "./thin.ts";
 import { damagedPacks, findLitter } from "./tidy.ts";
 
 /** In place of a source, in the lease of a prune; begins like no name that anybody would choose. */
 const LEASE_NAME = "-prune";
-
-/** Keys a request: what S3 takes. */
-const BATCH_MAX = 1000;
 
 export interface PruneOptions {
   /**

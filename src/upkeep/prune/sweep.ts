@@ -1,8 +1,8 @@
 import type { Repository } from "../../repository/config.ts";
 import type { DeadObject } from "./survey.ts";
 
-/** Keys a request: what S3 takes. */
-const BATCH_MAX = 1000;
+/** Keys a DeleteObjects request: what S3 takes. */
+export const BATCH_MAX = 1000;
 
 /**
  * A mark is believed for so long, milliseconds; then it is made anew. So a program that was stopped for a day does not go
