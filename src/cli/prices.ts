@@ -1,5 +1,5 @@
 import { pricesPath } from "../settings.ts";
-import { DEFAULT_PRICES, readPrices, type Prices } from "../store/prices.ts";
+import { isBilled, readPrices, type Prices } from "../store/prices.ts";
 import type { ObjectStore } from "../store/store.ts";
 
 /**
@@ -8,7 +8,6 @@ import type { ObjectStore } from "../store/store.ts";
  * @throws AppError E_PRICES (usage).
  */
 export async function pricesOf(store: ObjectStore): Promise<Prices | undefined> {
-  const path = pricesPath(process.env);
-  const sheet = path === undefined ? DEFAULT_PRICES : await readPrices(path);
-  return store.location.startsWith("s3://") ? sheet : undefined;
+  const sheet = await readPrices(pricesPath(process.env));
+  return isBilled(store.location) ? sheet : undefined;
 }

@@ -45,11 +45,12 @@ const WRITES = /^(Put|Copy|Create|Upload|Complete|List)/;
 const FREE = /^(Delete|Abort)/;
 
 /**
- * A price sheet: a JSON file with all fields of `Prices`.
+ * A price sheet: a JSON file with all fields of `Prices`; without one, `DEFAULT_PRICES`.
  *
  * @throws AppError E_PRICES (usage).
  */
-export async function readPrices(path: string): Promise<Prices> {
+export async function readPrices(path: string | undefined): Promise<Prices> {
+  if (path === undefined) return DEFAULT_PRICES;
   let text: string;
   try {
     text = await readFile(path, "utf8");
@@ -71,6 +72,11 @@ export async function readPrices(path: string): Promise<Prices> {
 
 function unreadable(path: string, why: string, cause?: unknown): AppError {
   return new AppError("usage", "E_PRICES", `The price sheet ${path} cannot be used: ${why}`, { path }, cause);
+}
+
+/** Whether somebody is paid for what a repository keeps there: a directory costs nobody anything. */
+export function isBilled(location: string): boolean {
+  return location.startsWith("s3://");
 }
 
 /** What requests cost, in the sheet's currency. */

@@ -11,7 +11,7 @@ import type { JobFile } from "../../jobs/schema.ts";
 import { parseSpan } from "../../jobs/span.ts";
 import { WorkQueue } from "../../queue/queue.ts";
 import { jobFilePath, pricesPath, queueUrl, repositorySettings } from "../../settings.ts";
-import { DEFAULT_PRICES, readPrices, type Prices } from "../../store/prices.ts";
+import { isBilled, readPrices, type Prices } from "../../store/prices.ts";
 import { action, type CliContext } from "../action.ts";
 import { isGone, packageVersion, thisProcess } from "../process.ts";
 import { allowanceWish, workerThreads, type RepositoryFlags } from "../session.ts";
@@ -120,11 +120,9 @@ function cacheDirOf({ cacheDir }: Flags, { environment }: Runner): string {
   return repositorySettings({ repository: "unused", ...(cacheDir && { cacheDir }) }, environment).cacheDir;
 }
 
-/** Of repositories in buckets; directories cost nobody anything. */
 async function pricesOf({ prices, repositories }: JobFile): Promise<Prices | undefined> {
-  if (!Object.values(repositories).some(({ url }) => url.startsWith("s3://"))) return undefined;
-  const path = prices ?? pricesPath(process.env);
-  return path === undefined ? DEFAULT_PRICES : await readPrices(path);
+  if (!Object.values(repositories).some(({ url }) => isBilled(url))) return undefined;
+  return await readPrices(prices ?? pricesPath(process.env));
 }
 
 /** Writes the metrics' file, one time after the other; the metrics are no reason to fail. */
