@@ -1,7 +1,8 @@
 import { createCipheriv, createDecipheriv, createHmac, hash, randomBytes } from "node:crypto";
-import { constants, crc32, zstdDecompressSync } from "node:zlib";
+import { crc32 } from "node:zlib";
 import { AppError } from "../errors.ts";
 import { type Compress, compressOnce } from "./compressor.ts";
+import { type Decompress, decompressOnce } from "./decompressor.ts";
 import type { ChunkKeys } from "./keys.ts";
 
 /** How a blob's payload is kept; the values stand in pack directories. */
@@ -16,12 +17,6 @@ export const SEAL_OVERHEAD = NONCE_BYTES + TAG_BYTES;
 
 /** zstd has to save one byte in so many, or the chunk is stored raw and restores without unpacking. */
 const MARGIN = 16;
-
-/**
- * Memory that a zstd frame may ask for, as a power of two: 8 MiB, which RFC 8878 (3.1.1.1.2) wants every decoder to
- * grant and nothing we store needs.
- */
-export const WINDOW_LOG_MAX = 23;
 
 const CIPHER = "aes-256-gcm";
 
@@ -156,19 +151,25 @@ export function sealBlob(
 /**
  * The chunk that a stored blob holds, checked at every step down to its id.
  *
- * @returns `rawLength` bytes; a view of `stored` when it is neither sealed nor compressed.
+ * @returns `rawLength` bytes; a view of `stored` when it is neither sealed nor compressed, else good until `decompress`
+ *   is called again.
  * @throws AppError (corrupt) E_BLOB_CRC: not the bytes that were stored; E_BLOB_SEAL: they were, but not sealed
  *   with these keys for this id; E_BLOB_ZSTD: they do not unpack to `rawLength` bytes; E_BLOB_ID: they do, but
  *   it is not the chunk of that id.
  */
-export function openBlob(stored: Uint8Array, facts: BlobFacts, keys?: ChunkKeys): Uint8Array {
+export function openBlob(
+  stored: Uint8Array,
+  facts: BlobFacts,
+  keys?: ChunkKeys,
+  decompress: Decompress = decompressOnce,
+): Uint8Array {
   if (crc32(stored) !== facts.crc32) throw damaged("E_BLOB_CRC", "its checksum differs", facts);
   const payload = keys === undefined ? stored : unseal(stored, facts, keys);
-  const raw = facts.codec === Codec.ZSTD ? unpack(payload, facts) : payload;
-  if (raw.length !== facts.rawLength || !chunkId(raw, keys).equals(facts.id)) {
-    throw damaged("E_BLOB_ID", "it holds other bytes than its id says", facts);
-  }
-  return raw;
+  const raw = facts.codec === Codec.ZSTD ? unpack(payload, facts, decompress) : payload;
+  if (raw.length === facts.rawLength && chunkId(raw, keys).equals(facts.id)) return raw;
+  // No context that was used for another frame may make a good chunk look bad.
+  if (decompress !== decompressOnce) return openBlob(stored, facts, keys);
+  throw damaged("E_BLOB_ID", "it holds other bytes than its id says", facts);
 }
 
 function unseal(stored: Uint8Array, facts: BlobFacts, keys: ChunkKeys): Buffer {
@@ -188,21 +189,12 @@ function unseal(stored: Uint8Array, facts: BlobFacts, keys: ChunkKeys): Buffer {
   return body;
 }
 
-function unpack(payload: Uint8Array, facts: BlobFacts): Buffer {
-  const { rawLength } = facts;
-  let raw: Buffer;
+function unpack(payload: Uint8Array, facts: BlobFacts, decompress: Decompress): Uint8Array {
   try {
-    raw = zstdDecompressSync(payload, {
-      params: { [constants.ZSTD_d_windowLogMax]: WINDOW_LOG_MAX },
-      maxOutputLength: rawLength,
-      // With room to spare: an output that is exactly full has zlib ask for another buffer.
-      chunkSize: rawLength + 1024,
-    });
+    return decompress(payload, facts.rawLength);
   } catch (cause) {
-    throw damaged("E_BLOB_ZSTD", "it does not unpack", facts, cause);
+    throw damaged("E_BLOB_ZSTD", `it does not unpack to ${facts.rawLength} bytes`, facts, cause);
   }
-  if (raw.length !== rawLength) throw damaged("E_BLOB_ZSTD", "it unpacks to another length", facts);
-  return raw;
 }
 
 function blobKey(id: Uint8Array, keys: ChunkKeys): Buffer {

@@ -1,4 +1,5 @@
 import { constants, createZstdCompress, zstdCompressSync, zstdDecompressSync } from "node:zlib";
+import { reachInside } from "./zstd-inside.ts";
 
 /** Level 1: every level above costs more time than it saves in bytes on the way to a store. */
 const PARAMS = { [constants.ZSTD_c_compressionLevel]: 1 };
@@ -20,48 +21,23 @@ export const compressOnce: Compress = (raw) =>
     chunkSize: roomFor(raw.length),
   });
 
-/** What is used of the inside of a `ZstdCompress` stream; nothing of it is documented. */
-interface Inside {
-  readonly _handle: {
-    writeSync(
-      flush: number,
-      input: Uint8Array,
-      inputAt: number,
-      inputLength: number,
-      output: Uint8Array,
-      outputAt: number,
-      outputLength: number,
-    ): void;
-  };
-  /** After a call: room left in the output, input left. */
-  readonly _writeState: Uint32Array;
-}
-
 /**
  * A `Compress` with one context and one output buffer for all calls. Those of `compressOnce` make V8 collect garbage some
  * thirty times a GiB: a tenth of a backup's CPU.
  *
- * Node has no public call for it, so this goes through the stream's handle, as npm's own minizlib does. A Node that is
- * otherwise inside, or anything unexpected in a call, means `compressOnce`: slower, never wrong.
+ * By the inside of Node's stream. A Node that is otherwise inside, or anything unexpected in a call, means `compressOnce`:
+ * slower, never wrong.
  *
  * @param chunkSize most bytes of a chunk.
  */
 export function reusingCompressor(chunkSize: number): Compress {
-  const stream = createZstdCompress({ params: PARAMS });
-  let broken = false;
-  stream.on("error", () => (broken = true));
-  const inside = stream as unknown as Inside;
+  const inside = reachInside(createZstdCompress({ params: PARAMS }));
   const output = Buffer.allocUnsafeSlow(roomFor(chunkSize));
   const compress: Compress = (raw) => {
-    if (broken || raw.length > chunkSize) return compressOnce(raw);
+    if (raw.length > chunkSize) return compressOnce(raw);
     // All of the input at once, and its end: one frame with its size, as if the context were new.
-    inside._handle.writeSync(constants.ZSTD_e_end, raw, 0, raw.length, output, 0, output.length);
-    const [roomLeft, inputLeft] = inside._writeState;
-    if (inputLeft !== 0 || !(roomLeft! > 0 && roomLeft! < output.length)) {
-      broken = true;
-      return compressOnce(raw);
-    }
-    return output.subarray(0, output.length - roomLeft!);
+    const length = inside.write(constants.ZSTD_e_end, raw, output);
+    return length === undefined ? compressOnce(raw) : output.subarray(0, length);
   };
   return worksTwice(compress) ? compress : compressOnce;
 }

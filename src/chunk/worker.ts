@@ -3,6 +3,7 @@ import { parentPort, workerData } from "node:worker_threads";
 import { AppError, messageOf } from "../errors.ts";
 import { chunkId, isZero, openBlob, SEAL_OVERHEAD, sealInto } from "./codec.ts";
 import { reusingCompressor } from "./compressor.ts";
+import { reusingDecompressor } from "./decompressor.ts";
 import {
   type Failure,
   ID_BYTES,
@@ -20,6 +21,7 @@ import {
 const { chunkSize, keys } = workerData as WorkerSetup;
 const port = parentPort!;
 const compress = reusingCompressor(chunkSize);
+const decompress = reusingDecompressor(chunkSize);
 
 function identify({ slab, pieces }: Tasks["identify"]): Results["identify"] {
   const ids = new Uint8Array(pieces.length * ID_BYTES);
@@ -50,7 +52,7 @@ function open({ from, blobs, ids, to }: Tasks["open"]): undefined {
   blobs.forEach((blob, index) => {
     const into = cut(to, { offset: blob.into, length: blob.rawLength });
     try {
-      into.set(openBlob(cut(from, blob), { ...blob, id: idAt(ids, index) }, keys));
+      into.set(openBlob(cut(from, blob), { ...blob, id: idAt(ids, index) }, keys, decompress));
     } catch (error) {
       if (!(error instanceof AppError)) throw error;
       throw new AppError(

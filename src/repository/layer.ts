@@ -1,7 +1,7 @@
 import { constants, zstdCompressSync, zstdDecompressSync } from "node:zlib";
 import { ByteReader, ByteWriter } from "../bytes/cursor.ts";
 import { KiB, MiB } from "../bytes/size.ts";
-import { WINDOW_LOG_MAX } from "../chunk/codec.ts";
+import { WINDOW_LOG_MAX } from "../chunk/decompressor.ts";
 import { chunkCount } from "../chunk/grid.ts";
 import { AppError, type ErrorContext } from "../errors.ts";
 import { RunTable, ZERO_PACK } from "./layer-runs.ts";
