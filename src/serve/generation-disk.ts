@@ -4,7 +4,7 @@ import type { BlockSize, Extent, Range } from "../disk/disk.ts";
 import { endOf, overlap } from "../disk/extents.ts";
 import { AppError } from "../errors.ts";
 import { retry, type RetryPolicy } from "../flow/retry.ts";
-import type { LentBytes, ServedDisk } from "../nbd/server/served-disk.ts";
+import type { LentBytes, LentPiece, ServedDisk } from "../nbd/server/served-disk.ts";
 import type { Repository } from "../repository/config.ts";
 import { DiskMap, type MapRun } from "../repository/layer-stack.ts";
 import type { Manifest, ManifestDisk } from "../repository/manifest.ts";
@@ -102,7 +102,7 @@ export class GenerationDisk implements ServedDisk, ChunkOwner {
   }
 
   async lend(offset: number, length: number, signal: AbortSignal): Promise<LentBytes> {
-    const pieces: Uint8Array[] = [];
+    const pieces: LentPiece[] = [];
     const lent: (() => void)[] = [];
     const release = (): void => {
       for (const giveBack of lent) giveBack();
@@ -110,14 +110,15 @@ export class GenerationDisk implements ServedDisk, ChunkOwner {
     const first = Math.floor(offset / this.#map.chunkSize);
     try {
       await this.#forEach({ offset, length }, signal, (piece, part) => {
-        const giveBack = piece && this.#chunks.lend(piece.of);
+        const index = Math.floor(part.offset / this.#map.chunkSize) - first;
+        if (piece === undefined) {
+          pieces[index] = { bytes: this.#zeros.subarray(0, part.length), zero: true };
+          return;
+        }
+        const giveBack = this.#chunks.lend(piece.of);
         if (giveBack !== undefined) lent.push(giveBack);
-        pieces[Math.floor(part.offset / this.#map.chunkSize) - first] =
-          piece === undefined
-            ? this.#zeros.subarray(0, part.length)
-            : giveBack === undefined
-              ? Buffer.from(piece.bytes)
-              : piece.bytes;
+        const bytes = giveBack === undefined ? Buffer.from(piece.bytes) : piece.bytes;
+        pieces[index] = { bytes, zero: false };
       });
     } catch (error) {
       release();

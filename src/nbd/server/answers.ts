@@ -26,18 +26,20 @@ export async function readParts(
   signal: AbortSignal,
 ): Promise<{ readonly parts: readonly ReadPart[]; release(): void }> {
   if (range.length === 0) return { parts: [], release: () => undefined };
+  const lent = await disk.lend?.(range.offset, range.length, signal);
+  if (lent !== undefined) return { parts: partsOf(lent, range, whole), release: () => lent.release() };
   const plan = whole ? [range] : await dataAndHoles(disk, range, signal);
-  const lent: LentBytes[] = [];
-  const release = (): void => {
-    for (const one of lent) one.release();
-  };
+  const taken: Buffer[] = [];
   const reads = plan.map(async ({ offset, length, zero }: PlannedPart): Promise<ReadPart> => {
     if (zero === true) return { offset, length };
-    const bytes =
-      (await disk.lend?.(offset, length, signal)) ?? (await read(disk, offset, length, spare, signal));
-    lent.push(bytes);
-    return { offset, length, bytes: bytes.pieces };
+    const bytes = spare.take(length);
+    await disk.read(offset, bytes, signal);
+    taken.push(bytes);
+    return { offset, length, bytes: [bytes] };
   });
+  const release = (): void => {
+    for (const bytes of taken) spare.give(bytes);
+  };
   try {
     return { parts: await Promise.all(reads), release };
   } catch (error) {
@@ -47,16 +49,22 @@ export async function readParts(
   }
 }
 
-async function read(
-  disk: ServedDisk,
-  offset: number,
-  length: number,
-  spare: SpareBuffers,
-  signal: AbortSignal,
-): Promise<LentBytes> {
-  const bytes = spare.take(length);
-  await disk.read(offset, bytes, signal);
-  return { pieces: [bytes], release: () => spare.give(bytes) };
+/** Neighbours of one kind together. */
+function partsOf({ pieces }: Pick<LentBytes, "pieces">, range: Range, whole: boolean): ReadPart[] {
+  const parts: { offset: number; length: number; bytes?: Uint8Array[] }[] = [];
+  let at = range.offset;
+  for (const { bytes, zero } of pieces) {
+    const hole = zero && !whole;
+    let last = parts.at(-1);
+    if (last === undefined || hole !== (last.bytes === undefined)) {
+      last = { offset: at, length: 0, ...(!hole && { bytes: [] }) };
+      parts.push(last);
+    }
+    last.length += bytes.length;
+    last.bytes?.push(bytes);
+    at += bytes.length;
+  }
+  return parts.length > PARTS_MAX ? partsOf({ pieces }, range, true) : parts;
 }
 
 interface PlannedPart extends Range {

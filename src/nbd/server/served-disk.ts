@@ -19,7 +19,7 @@ export interface ServedDisk {
   /** Fills `into`; the buffer belongs to the disk until the call settles. */
   read(offset: number, into: Uint8Array, signal: AbortSignal): Promise<void>;
 
-  /** As `read`, where the disk has the bytes in memory anyway; undefined: they are to be read. */
+  /** As `read`, where the disk has the bytes in memory anyway; undefined: they are to be asked for otherwise. */
   lend?(offset: number, length: number, signal: AbortSignal): Promise<LentBytes | undefined>;
 
   /**
@@ -46,10 +46,17 @@ export interface ServedDisk {
 
 /** Bytes of a disk that lie in memory. */
 export interface LentBytes {
-  /** One after the other; they must not be changed. */
-  readonly pieces: readonly Uint8Array[];
+  /** One after the other. */
+  readonly pieces: readonly LentPiece[];
   /** To be called once: until then the bytes stay as they are. */
   release(): void;
+}
+
+export interface LentPiece {
+  /** Not to be changed. */
+  readonly bytes: Uint8Array;
+  /** They are nothing but zeros, and known to be. */
+  readonly zero: boolean;
 }
 
 /** Can it be written, by what it says and by what it can do? */

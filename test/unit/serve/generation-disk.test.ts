@@ -2,6 +2,7 @@ import { describe, expect, test, vi } from "vitest";
 import type { Extent } from "../../../src/disk/disk.ts";
 import { AppError } from "../../../src/errors.ts";
 import { packKey } from "../../../src/repository/names.ts";
+import { OpenedChunks } from "../../../src/serve/opened-chunks.ts";
 import type { ObjectStore } from "../../../src/store/store.ts";
 import { FaultyStore } from "../../support/faulty-store.ts";
 import { HookedStore } from "../../support/hooked-store.ts";
@@ -89,7 +90,10 @@ describe("what is read", () => {
       await new Promise(setImmediate);
     }
     for (const { offset, length, pieces, release } of lent) {
-      expectSame(Buffer.concat(pieces), guest.bytes.subarray(offset, offset + length));
+      expectSame(
+        Buffer.concat(pieces.map(({ bytes }) => bytes)),
+        guest.bytes.subarray(offset, offset + length),
+      );
       release();
     }
     expectSame(await readAt(disk, 0, disk.size), guest.bytes);
@@ -269,5 +273,19 @@ describe("trouble", () => {
       kind: "corrupt",
       message: expect.stringContaining("is damaged at slot 3") as unknown,
     });
+  });
+
+  test("damage has what was lent beside it given back", async () => {
+    const backups = await newBackups();
+    const { manifest } = await backups.backup([diskOf(numbers(1, 9))]);
+    const key = [...backups.store.objects.keys()].find((name) => name.startsWith(packKey("")))!;
+    backups.store.bytes(key)[3 * CHUNK + 500]! ^= 4;
+    const disk = await servedDisk(backups, manifest);
+    const lend = vi.spyOn(OpenedChunks.prototype, "lend");
+    await expect(disk.lend(0, 8 * CHUNK, signal)).rejects.toMatchObject({ kind: "corrupt" });
+    const lent = new Set(lend.mock.calls.map(([cell]) => cell));
+    expect(lent.size).toBe(7);
+    expect([...lent].map((cell) => cell.lent)).toEqual(Array(7).fill(0));
+    lend.mockRestore();
   });
 });
