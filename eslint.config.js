@@ -34,7 +34,7 @@ export default tseslint.config(
   },
   { files: ["*.config.ts"], rules: { "no-restricted-exports": "off" } }, // vitest asks for a default export
   {
-    files: ["bin/*.js", "*.js", "deploy/lambda/*.js", "test/bench/*.js", "test/support/*.js"],
+    files: ["bin/*.js", "*.js", "deploy/lambda/*.js", "test/bench/*.js"],
     languageOptions: {
       globals: {
         process: "readonly",
@@ -42,7 +42,6 @@ export default tseslint.config(
         URL: "readonly",
         performance: "readonly",
         AbortController: "readonly",
-        fetch: "readonly",
       },
     },
   },

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and this machine lacks: Debian packages (as root); and, into .cache of the checkout, two
-# S3 servers by `go install`, the test guest, a second QEMU, and linters from PyPI. Asks nothing; does nothing, quickly, when nothing lacks.
+# S3 servers by `go install`, the test guest, a second QEMU, Lambda's runtime client, and linters from PyPI. Asks nothing;
+# does nothing, quickly, when nothing lacks.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -27,6 +28,8 @@ ceph-mon:ceph-mon
 ceph-osd:ceph-osd
 radosgw:radosgw
 ceph:ceph-common
+g++:g++
+curl-config:libcurl4-openssl-dev
 "
 
 export PATH="$PWD/.cache/bin:$PATH:/usr/sbin:/sbin:${GOPATH:-$HOME/go}/bin:/usr/local/go/bin"
@@ -65,3 +68,4 @@ fi
 
 bash test/support/guest/make-guest.sh .cache/guest
 bash test/support/guest/make-qemu10.sh .cache/qemu-10 .cache/bin/qemu-system-x86_64-10
+bash test/support/make-ric.sh .cache/ric

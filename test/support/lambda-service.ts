@@ -1,7 +1,6 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { resolve } from "node:path";
@@ -9,9 +8,8 @@ import { text } from "node:stream/consumers";
 import { onTestFinished } from "vitest";
 
 const ROOT = resolve(import.meta.dirname, "../..");
-/** AWS's own runtime client, where somebody built it (96 s of compiling): `npm install --prefix .cache/ric aws-lambda-ric@4.0.2`. */
-const RIC = resolve(ROOT, ".cache/ric/node_modules/aws-lambda-ric/index.mjs");
-const LOOP = resolve(ROOT, "test/support/lambda-loop.js");
+/** AWS's own runtime client, as it runs in Lambda; test/support/install.sh builds it. */
+const RIC = resolve(ROOT, ".cache/ric/index.mjs");
 
 interface Invocation {
   readonly id: string;
@@ -74,9 +72,8 @@ export class LambdaService {
   #start(): void {
     const { handler, environment, memory = 512 } = this.#options;
     const folder = resolve(ROOT, "dist-lambda");
-    const args = existsSync(RIC) ? [RIC, handler] : [LOOP, folder, handler];
     const { port } = this.#server.address() as AddressInfo;
-    const child = spawn(process.execPath, args, {
+    const child = spawn(process.execPath, [RIC, handler], {
       cwd: folder,
       stdio: ["ignore", "pipe", "pipe"],
       env: {
