@@ -1,13 +1,15 @@
-// Bundles the functions into dist-lambda/: one .mjs a handler, what they share beside them, and the worker thread's file, which
-// src/chunk/workers.ts looks for next to itself. Nothing else has to go into the zip but blockhaul.yaml.
+// Bundles the functions into dist-lambda/, or into the folder that is named, in place of what is there: one .mjs a handler, what
+// they share beside them, and the worker thread's file, which src/chunk/workers.ts looks for next to itself. Nothing else has to go
+// into the zip but blockhaul.yaml.
 import { readFileSync, rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const at = (path) => fileURLToPath(new URL(`../../${path}`, import.meta.url));
 const { version } = JSON.parse(readFileSync(at("package.json"), "utf8"));
+const outdir = process.argv[2] ?? at("dist-lambda");
 
-rmSync(at("dist-lambda"), { recursive: true, force: true });
+rmSync(outdir, { recursive: true, force: true });
 await build({
   entryPoints: {
     dispatch: at("src/lambda/dispatch.ts"),
@@ -16,7 +18,7 @@ await build({
     watch: at("src/lambda/watch.ts"),
     worker: at("src/chunk/worker.ts"),
   },
-  outdir: at("dist-lambda"),
+  outdir,
   outExtension: { ".js": ".mjs" },
   bundle: true,
   splitting: true,

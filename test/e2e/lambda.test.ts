@@ -8,6 +8,7 @@ import { beforeAll, expect, onTestFinished, test, vi } from "vitest";
 import { findingsOfNotes } from "../../src/watch/look.ts";
 import { Notes } from "../../src/watch/notes.ts";
 import { AwsStandIn } from "../support/aws-stand-in.ts";
+import { builtFunctions, buildFunctions } from "../support/bundles.ts";
 import { runCli, runJson } from "../support/cli.ts";
 import { fsck, sequence } from "../support/guest/disk.ts";
 import { bootGuest } from "../support/guest/guest.ts";
@@ -16,21 +17,18 @@ import { startMinio } from "../support/minio.ts";
 import { orderFor, OrderPlace } from "../support/order-place.ts";
 
 const ROOT = resolve(import.meta.dirname, "../..");
-const BUNDLES = join(ROOT, "dist-lambda");
 const BIN = join(ROOT, "bin/blockhaul.js");
 
-beforeAll(async () => {
-  const build = spawn(process.execPath, [join(ROOT, "deploy/lambda/build.js")], { stdio: "inherit" });
-  expect(await once(build, "exit")).toEqual([0, null]);
-});
+beforeAll(buildFunctions);
 
 test("the bundles: four handlers and the worker, under 10 MB as a zip", async () => {
-  const files = await readdir(BUNDLES);
+  const files = await readdir(builtFunctions());
   expect(files).toEqual(
     expect.arrayContaining(["dispatch.mjs", "pull.mjs", "maintain.mjs", "watch.mjs", "worker.mjs"]),
   );
   let zipped = 0;
-  for (const file of files) zipped += deflateRawSync(await readFile(join(BUNDLES, file))).length + 200;
+  for (const file of files)
+    zipped += deflateRawSync(await readFile(join(builtFunctions(), file))).length + 200;
   expect(zipped).toBeLessThan(10_000_000);
 });
 
@@ -41,10 +39,7 @@ interface Deployed {
   readonly pulls: string;
   readonly environment: Readonly<Record<string, string>>;
   readonly location: string;
-  function(
-    handler: string,
-    more?: { readonly timeoutMs?: number; readonly memory?: number },
-  ): Promise<LambdaService>;
+  function(handler: string): Promise<LambdaService>;
 }
 
 /** A bucket of MinIO with a repository, queues, a source, and what the functions and agents have in their environment. */
@@ -78,9 +73,9 @@ async function deployed(more: string, size?: number): Promise<Deployed> {
     pulls,
     environment,
     location,
-    function: (handler, { timeoutMs = 60_000, ...rest } = {}) => {
+    function: (handler) => {
       const own = handler.startsWith("pull") ? { ...environment, BLOCKHAUL_QUEUE_URL: pulls } : environment;
-      return LambdaService.start({ handler, environment: own, timeoutMs, ...rest });
+      return LambdaService.start({ handler, environment: own });
     },
   };
 }

@@ -1,10 +1,8 @@
 import { randomBytes } from "node:crypto";
 import { cp, open, readdir, utimes } from "node:fs/promises";
 import { join } from "node:path";
-import { expect, test } from "vitest";
+import { beforeAll, expect, test } from "vitest";
 import { deadlineError } from "../../src/lambda/deadline.ts";
-import { handler as pull } from "../../src/lambda/pull.ts";
-import { handler as maintain } from "../../src/lambda/maintain.ts";
 import { upkeepSlice } from "../../src/lambda/upkeep-slice.ts";
 import { parseJobFile } from "../../src/jobs/job-file.ts";
 import { jobsOf, withJob } from "../../src/jobs/job.ts";
@@ -16,10 +14,12 @@ import { loadCondemned } from "../../src/repository/condemned.ts";
 import { openRepository, type Repository } from "../../src/repository/config.ts";
 import { restoreDisk } from "../../src/restore/restore-disk.ts";
 import { openNewStore } from "../../src/store/open.ts";
-import { stack } from "../support/function-stack.ts";
-import { contextOf, mapQueue } from "../support/functions.ts";
+import { buildFunctions } from "../support/bundles.ts";
+import { Stack } from "../support/function-stack.ts";
 import { orderFor, OrderPlace } from "../support/order-place.ts";
 import { MemoryTarget } from "../support/scripted-disk.ts";
+
+beforeAll(buildFunctions);
 
 const MiB = 1024 * 1024;
 const never = new AbortController().signal;
@@ -42,30 +42,32 @@ async function restored(place: OrderPlace, file: JobFile): Promise<Buffer> {
 
 test("a pull that its deadline stops five times ends in a generation equal to the disk", async () => {
   const slow = "    limit_upload: 3MiB";
-  const { aws, place, queue, look } = await stack(slow, 16 * MiB);
+  const stack = await Stack.start(slow, 16 * MiB);
+  const { aws, place, queue } = stack;
   const repository = await place.repository();
   await aws.send(queue, JSON.stringify(orderFor("web")), "web");
   const reached: number[] = [];
   for (let time = 1; time <= 5; time++) {
-    const { records, failed } = await mapQueue(aws, queue, pull, contextOf("pull", 1600));
+    const { records, failed } = await stack.work("pull", 1600);
     expect([records.length, failed]).toEqual([1, []]);
     expect(await place.generations(repository)).toEqual([]);
     expect(await readdir(place.path("repository/leases/web")).catch(() => [])).toEqual([]);
     reached.push(parseBackupOrder(records[0]!.body).continued?.reached ?? 0);
   }
   expect(reached.toSorted((a, b) => a - b)).toEqual(reached);
-  const { failed } = await mapQueue(aws, queue, pull, contextOf("pull"));
+  const { failed } = await stack.work("pull");
   expect(failed).toEqual([]);
   const [generation, ...others] = await place.generations(repository);
   expect(others).toEqual([]);
   expect(generation!.stats.bytesDeduplicated).toBeGreaterThan(0); // what the others had stored was found
   expect(await aws.counts(queue)).toEqual({ waiting: 0, taken: 0 });
   expect((await restored(place, place.file())).equals(await place.bytes())).toBe(true);
-  expect((await look()).findings).toEqual([]);
+  expect((await stack.look()).findings).toEqual([]);
 });
 
 test("what comes no further is not continued for ever", async () => {
-  const { aws, place, queue, upkeep, look } = await stack("    verify: { percent: 100 }");
+  const stack = await Stack.start("    verify: { percent: 100 }");
+  const { aws, place, queue, upkeep } = stack;
   await place.repository();
   const idle = { slices: 9, idle: 3 };
   await aws.send(queue, JSON.stringify(orderFor("web", { continued: { ...idle, reached: 5 } })), "web");
@@ -76,9 +78,9 @@ test("what comes no further is not continued for ever", async () => {
     continued: { ...idle, step: "verify", failed: [] },
   };
   await aws.send(upkeep, JSON.stringify(order), "nightly");
-  expect((await mapQueue(aws, queue, pull, contextOf("pull"))).failed).toHaveLength(1);
-  expect((await mapQueue(aws, upkeep, maintain, contextOf("maintain"))).failed).toHaveLength(1);
-  expect((await look()).findings).toEqual([
+  expect((await stack.work("pull")).failed).toHaveLength(1);
+  expect((await stack.work("maintain")).failed).toHaveLength(1);
+  expect((await stack.look()).findings).toEqual([
     "functions/function/pull/nightly/web",
     "functions/function/maintain/nightly",
   ]);

@@ -1,29 +1,31 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
+import { closeSync, openSync, readFileSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
-import { resolve } from "node:path";
+import { join, resolve } from "node:path";
 import { text } from "node:stream/consumers";
 import { onTestFinished } from "vitest";
+import { builtFunctions } from "./bundles.ts";
+import { temporaryFolder } from "./folder.ts";
 
-const ROOT = resolve(import.meta.dirname, "../..");
 /** AWS's own runtime client, as it runs in Lambda; test/support/install.sh builds it. */
-const RIC = resolve(ROOT, ".cache/ric/index.mjs");
+const RIC = resolve(import.meta.dirname, "../../.cache/ric/index.mjs");
 
 interface Invocation {
   readonly id: string;
   readonly event: unknown;
+  readonly timeoutMs: number;
   readonly resolve: (result: unknown) => void;
   readonly reject: (error: Error) => void;
   timer?: NodeJS.Timeout;
 }
 
 export interface FunctionOptions {
-  /** "pull.handler", in dist-lambda. */
+  /** "pull.handler", of the bundles. */
   readonly handler: string;
   readonly environment: Readonly<Record<string, string>>;
-  readonly timeoutMs: number;
   /** MiB of its heap. */
   readonly memory?: number;
 }
@@ -33,8 +35,7 @@ export interface FunctionOptions {
  * when an invocation takes too long. Ends with the test.
  */
 export class LambdaService {
-  /** What the function printed. */
-  output = "";
+  readonly #log: string;
   readonly #options: FunctionOptions;
   readonly #server: Server;
   #child: ChildProcess | undefined;
@@ -42,23 +43,29 @@ export class LambdaService {
   #queued: Invocation | undefined;
   #running: Invocation | undefined;
 
-  private constructor(options: FunctionOptions) {
+  private constructor(options: FunctionOptions, log: string) {
+    this.#log = log;
     this.#options = options;
     this.#server = createServer((request, response) => void this.#answer(request, response));
   }
 
   static async start(options: FunctionOptions): Promise<LambdaService> {
-    const service = new LambdaService(options);
+    const service = new LambdaService(options, join(await temporaryFolder(), "log"));
     service.#server.listen(0, "127.0.0.1");
     await once(service.#server, "listening");
     onTestFinished(() => service.#stop());
     return service;
   }
 
+  /** What the function printed until now: it writes into a file, so that nothing of an invocation comes after its answer. */
+  get output(): string {
+    return readFileSync(this.#log, "utf8");
+  }
+
   /** One at a time. @throws Error of the function, of its end, or "timed out". */
-  async invoke(event: unknown): Promise<unknown> {
+  async invoke(event: unknown, timeoutMs = 60_000): Promise<unknown> {
     return await new Promise((done, reject) => {
-      this.#queued = { id: randomUUID(), event, resolve: done, reject };
+      this.#queued = { id: randomUUID(), event, timeoutMs, resolve: done, reject };
       if (this.#child === undefined) this.#start();
       this.#hand();
     });
@@ -71,11 +78,12 @@ export class LambdaService {
 
   #start(): void {
     const { handler, environment, memory = 512 } = this.#options;
-    const folder = resolve(ROOT, "dist-lambda");
+    const folder = builtFunctions();
+    const log = openSync(this.#log, "a");
     const { port } = this.#server.address() as AddressInfo;
     const child = spawn(process.execPath, [RIC, handler], {
       cwd: folder,
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["ignore", log, log],
       env: {
         PATH: process.env["PATH"],
         TZ: ":UTC",
@@ -91,9 +99,7 @@ export class LambdaService {
         ...environment,
       },
     });
-    for (const stream of [child.stdout, child.stderr]) {
-      stream.setEncoding("utf8").on("data", (words: string) => (this.output += words));
-    }
+    closeSync(log);
     child.on("exit", (code, signal) => {
       if (this.#child !== child) return;
       this.#child = undefined;
@@ -110,7 +116,7 @@ export class LambdaService {
     this.#waiting = undefined;
     this.#queued = undefined;
     this.#running = invocation;
-    const { timeoutMs } = this.#options;
+    const { timeoutMs } = invocation;
     invocation.timer = setTimeout(() => {
       this.#kill();
       this.#end()?.reject(new Error("timed out"));
