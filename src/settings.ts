@@ -47,6 +47,11 @@ export function queueUrl(flag: string | undefined, environment: Environment): st
   throw new AppError("usage", "E_NO_QUEUE_GIVEN", message);
 }
 
+/** Where notes for the watch are left; undefined: nowhere. */
+export function notesLocation(flag: string | undefined, environment: Environment): string | undefined {
+  return (flag ?? environment["BLOCKHAUL_NOTES"]) || undefined;
+}
+
 /** The price sheet that the environment names; undefined: the built-in one. */
 export function pricesPath(environment: Environment): string | undefined {
   return environment["BLOCKHAUL_PRICES"] || undefined;

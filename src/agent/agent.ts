@@ -22,10 +22,12 @@ const TROUBLE_MAX_MS = 60_000;
 
 /** Who hears of an agent's work. Nothing here may throw. */
 export interface AgentListener extends JobObserver {
-  /** It listens. */
+  /** It listens; what keeps it from that, it says next. */
   ready(): void;
   began(order: BackupOrder): void;
   ended(order: BackupOrder, result: Fulfilment): void;
+  /** A message that is no order; it comes again, and in the end goes where failures go. */
+  refused(message: Pick<Message, "id">, error: unknown): void;
   /** The queue does not answer, and from then on until it does (undefined). */
   queue(trouble: unknown): void;
 }
@@ -66,14 +68,16 @@ export class Agent {
    */
   async run(stop: AbortSignal): Promise<void> {
     const { queue, concurrency, drainMs, listener } = this.#options;
+    let trouble: unknown;
     try {
       await queue.waiting(stop);
     } catch (error) {
       if (stop.aborted) return;
       if (!(error instanceof AppError) || !error.retryable) throw error;
-      this.#noteTrouble(error);
+      trouble = error;
     }
     listener.ready();
+    this.#noteTrouble(trouble);
     let drained: NodeJS.Timeout | undefined;
     const drain = (): void => {
       const reason = new AppError("cancelled", "E_DRAINED", "The agent stops, and the run took too long");
@@ -111,21 +115,29 @@ export class Agent {
     const { file, runner, listener } = this.#options;
     const over = new AbortController();
     const holding = this.#hold(message, over.signal);
-    let ended: boolean;
+    let ended = false;
     try {
-      const order = parseBackupOrder(message.body);
-      listener.began(order);
-      const result = await fulfil(order, file, runner, { signal: this.#runs.signal, observer: listener });
-      listener.ended(order, result);
-      ended = result.kind === "done" || result.kind === "already";
-    } catch (error) {
-      listener.warn(`Message ${message.id}: ${messageOf(error)}`);
-      ended = false;
+      const order = this.#orderOf(message);
+      if (order !== undefined) {
+        listener.began(order);
+        const result = await fulfil(order, file, runner, { signal: this.#runs.signal, observer: listener });
+        listener.ended(order, result);
+        ended = result.kind === "done" || result.kind === "already";
+      }
     } finally {
       over.abort();
       await holding;
     }
     await this.#settle(message, ended);
+  }
+
+  #orderOf(message: Message): BackupOrder | undefined {
+    try {
+      return parseBackupOrder(message.body);
+    } catch (error) {
+      this.#options.listener.refused(message, error);
+      return undefined;
+    }
   }
 
   /** Hides a message from others as long as its run goes on. Losing it is no reason to stop: the lease keeps others away. */

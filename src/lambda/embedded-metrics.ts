@@ -43,6 +43,7 @@ export function metricDocuments(
     Damaged: count("damaged"),
     Unreachable: count("unreachable"),
     FunctionFailures: count("function"),
+    AgentFailures: count("agent"),
     DeadLetters: count("letters"),
     Jumps: ["Count", (kinds.get("growth")?.length ?? 0) + (kinds.get("entropy")?.length ?? 0)],
   };

@@ -1,12 +1,9 @@
-import { messageOf } from "../errors.ts";
 import type { Environment } from "../jobs/interpolate.ts";
-import { Notes, noteOf, type Note } from "../watch/notes.ts";
+import { leaveNote } from "../watch/leave-note.ts";
+import { noteOf, type Note } from "../watch/notes.ts";
 import type { Deadline } from "./deadline.ts";
 import { optional } from "./edge.ts";
 import type { Log } from "./log.ts";
-
-/** What writing one may take, milliseconds; also when the invocation is nearly over. */
-const WRITE_MS = 5000;
 
 type Subject = Pick<Note, "by" | "job" | "source">;
 
@@ -24,7 +21,7 @@ export async function noting<T>(
   work: () => Promise<{ readonly value: T; readonly failure: unknown }>,
 ): Promise<T> {
   const write = (note: Omit<Note, "format" | keyof Subject | "at">): Promise<void> =>
-    writeNote(environment, { ...subject, at: new Date().toISOString(), ...note }, log);
+    writeNote(environment, { ...subject, ...note }, log);
   await write({ state: "running", until: new Date(deadline.killedAt).toISOString() });
   try {
     const { value, failure } = await work();
@@ -43,21 +40,13 @@ export async function noteFailure(
   environment: Environment,
   log: Log,
 ): Promise<void> {
-  const at = new Date().toISOString();
-  await writeNote(environment, { ...subject, at, state: "failed", ...noteOf(failure) }, log);
+  await writeNote(environment, { ...subject, state: "failed", ...noteOf(failure) }, log);
 }
 
-async function writeNote(environment: Environment, note: Omit<Note, "format">, log: Log): Promise<void> {
-  const location = optional(environment, "BLOCKHAUL_NOTES");
-  if (location === undefined) return;
-  try {
-    const notes = await Notes.open(location);
-    try {
-      await notes.write(note, AbortSignal.timeout(WRITE_MS));
-    } finally {
-      notes.close();
-    }
-  } catch (error) {
-    log.warn(`The watch will not hear of this, because no note could be left: ${messageOf(error)}`);
-  }
+async function writeNote(
+  environment: Environment,
+  note: Omit<Note, "format" | "at">,
+  log: Log,
+): Promise<void> {
+  await leaveNote(optional(environment, "BLOCKHAUL_NOTES"), note, (message) => log.warn(message));
 }

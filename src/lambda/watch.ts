@@ -38,8 +38,11 @@ export async function handler(_event: unknown, context: LambdaContext): Promise<
     try {
       const read = (await notes?.read(signal)) ?? [];
       const letters = await deadLetters(environment, signal);
-      const about = new Set(Object.keys(file.jobs));
-      const findings = [...look.findings, ...findingsOfNotes(read, about, now), ...letters.findings];
+      const findings = [
+        ...look.findings,
+        ...findingsOfNotes(read, file.jobs, look.sources, now),
+        ...letters.findings,
+      ];
       for (const document of metricDocuments(look.sources, findings, now)) writeLine({ ...document });
       for (const finding of findings) log.warn(finding.message, { finding: idOf(finding) });
       const unknown = [...look.unknown, ...letters.unknown];

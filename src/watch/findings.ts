@@ -12,6 +12,7 @@
  * - `entropy`      new data does not compress any more, as when it is encrypted by somebody
  * - `unreachable`  a repository that cannot be looked at
  * - `function`     a function of ours failed, or ran out of time or memory
+ * - `agent`        an agent could not do what it was asked for, or its queue does not answer
  * - `letters`      messages that failed too often
  */
 export type FindingKind =
@@ -26,11 +27,12 @@ export type FindingKind =
   | "entropy"
   | "unreachable"
   | "function"
+  | "agent"
   | "letters";
 
 export interface Finding {
   readonly kind: FindingKind;
-  /** Where it was found: a repository by its name in the file, "functions", or "queues". */
+  /** Where it was found: a repository by its name in the file, "jobs", "functions", "agents", or "queues". */
   readonly place: string;
   /** What it is about, within the place: a source, a job, a queue; "" for the place itself. */
   readonly subject: string;

@@ -185,6 +185,7 @@ class RepositoryLooker {
   /** Runs whose lease counts; those that do not count any more are found. */
   async #leases(): Promise<ReadonlySet<string>> {
     const live = new Set<string>();
+    const stale = new Map<string, { readonly run: string; readonly ageMs: number }>();
     for await (const { key, lastModified } of this.#repository.store.list(Prefix.leases, this.#signal)) {
       const name = parseKey(key);
       if (name?.type !== "lease") continue;
@@ -193,9 +194,12 @@ class RepositoryLooker {
         live.add(name.run);
         continue;
       }
-      const what = name.source.startsWith("-") ? `the ${name.source.slice(1)}` : name.source;
-      const message = `The run ${name.run} of ${what} left its lease ${spanText(ageMs)} ago: its host died, or could not reach the storage; the next run takes over`;
-      this.#add("lease", name.source, message);
+      stale.set(name.source, { run: name.run, ageMs }); // the latest run comes last
+    }
+    for (const [source, { run, ageMs }] of stale) {
+      const what = source.startsWith("-") ? `the ${source.slice(1)}` : source;
+      const message = `The run ${run} of ${what} left its lease ${spanText(ageMs)} ago: its host died, or could not reach the storage; the next run takes over`;
+      this.#add("lease", source, message);
     }
     return live;
   }

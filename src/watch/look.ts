@@ -1,11 +1,11 @@
 import type { Runner } from "../jobs/job.ts";
 import { jobsOf } from "../jobs/job.ts";
-import type { JobFile } from "../jobs/schema.ts";
+import type { JobEntry, JobFile } from "../jobs/schema.ts";
 import type { Finding, Look } from "./findings.ts";
 import { lookAtRepository, type SourceNumbers } from "./look-at-repository.ts";
 import type { Note } from "./notes.ts";
 
-/** What is about no job in particular is forgotten after a while, milliseconds. */
+/** What is about nothing that the file has is forgotten after a while, milliseconds. */
 const LOOSE_NOTE_MS = 24 * 3_600_000;
 
 /** A function that was ended by force may have been so a little late, milliseconds. */
@@ -39,21 +39,46 @@ function uncovered({ sources, jobs }: JobFile): Finding[] {
   });
 }
 
-/** What the functions' notes tell. @param jobs names that are in the file; notes on others are old. */
-export function findingsOfNotes(notes: readonly Note[], jobs: ReadonlySet<string>, now: Date): Finding[] {
+/**
+ * What the notes of functions and agents tell.
+ *
+ * @param jobs of the file. @param sources what is known of theirs: a note on one that has been backed up since is over.
+ */
+export function findingsOfNotes(
+  notes: readonly Note[],
+  jobs: Readonly<Record<string, Pick<JobEntry, "sources">>>,
+  sources: readonly SourceNumbers[],
+  now: Date,
+): Finding[] {
   return notes.flatMap((note): Finding[] => {
-    const { by, job, source, state, at, until, code = "", message = "" } = note;
-    const subject = [by, job, source].filter((part) => part !== "").join("/");
-    const what = job === "" ? by : `${by} of job ${job}${source === "" ? "" : `, source ${source}`}`;
-    if (job === "" ? now.getTime() - Date.parse(at) > LOOSE_NOTE_MS : !jobs.has(job) && by !== "dispatch")
-      return [];
-    if (state === "failed") {
-      const finding = `The function ${what} failed at ${at}: ${message} (${code})`;
-      return [{ kind: "function", place: "functions", subject, message: finding }];
-    }
+    if (isOver(note, jobs, sources, now)) return [];
+    const { by, host, job, source, state, at, until, code = "", message = "" } = note;
+    const ofAgent = by === "agent";
+    const who = ofAgent ? `The agent on ${host ?? "?"}` : `The function ${by}`;
+    const what = job === "" ? who : `${who} of job ${job}${source === "" ? "" : `, source ${source}`}`;
+    const parts = ofAgent ? [job === "" ? (host ?? "") : job, source] : [by, job, source];
+    const subject = parts.filter((part) => part !== "").join("/");
+    const place = ofAgent
+      ? ({ kind: "agent", place: "agents" } as const)
+      : ({ kind: "function", place: "functions" } as const);
+    const found = (words: string): Finding[] => [{ ...place, subject, message: `${what} ${words}` }];
+    if (state === "failed") return found(`failed at ${at}: ${message} (${code})`);
     if (state !== "running" || until === undefined || now.getTime() <= Date.parse(until) + SLACK_MS)
       return [];
-    const finding = `The function ${what} began at ${at} and ended without a word: it ran out of time or memory`;
-    return [{ kind: "function", place: "functions", subject, message: finding }];
+    return found(`began at ${at} and ended without a word: it ran out of time or memory`);
   });
+}
+
+function isOver(
+  { by, job, source, at }: Note,
+  jobs: Readonly<Record<string, Pick<JobEntry, "sources">>>,
+  sources: readonly SourceNumbers[],
+  now: Date,
+): boolean {
+  const entry = jobs[job];
+  if (job !== "" && entry === undefined && by !== "dispatch") return true; // of a job that is no more
+  const loose = entry === undefined || (source !== "" && !entry.sources.includes(source));
+  if (loose) return now.getTime() - Date.parse(at) > LOOSE_NOTE_MS;
+  const known = sources.find((one) => one.job === job && one.source === source);
+  return known?.ageMs !== undefined && now.getTime() - known.ageMs > Date.parse(at);
 }

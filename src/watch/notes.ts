@@ -16,8 +16,10 @@ const STATE_KEY = "state.json";
 const noteSchema = z
   .strictObject({
     format: z.literal(1),
-    /** Whose: "dispatch", "pull", "maintain". */
+    /** Whose: "dispatch", "pull", "maintain", "agent". */
     by: z.string().max(64),
+    /** Of an agent: where it runs. */
+    host: z.string().max(128).optional(),
     /** "" when it is about no job, or no source, in particular. */
     job: z.string().max(128),
     source: z.string().max(128),
@@ -30,7 +32,7 @@ const noteSchema = z
   })
   .readonly();
 
-/** What one of our functions says of its latest work on something. */
+/** What one of our functions, or an agent, says of its latest work on something. */
 export type Note = z.infer<typeof noteSchema>;
 
 const stateSchema = z.strictObject({
@@ -43,7 +45,7 @@ const stateSchema = z.strictObject({
 export type WatchState = Readonly<Record<string, string>>;
 
 /**
- * What functions leave for the watch, and what the watch remembers: a few small objects in a place of their own, as
+ * What functions and agents leave for the watch, and what the watch remembers: a few small objects in a place of their own, as
  * s3://BUCKET/PREFIX or a directory, outside of every repository. So the watch needs no right to write in a repository,
  * and nothing in there is needed for a restore. It may be deleted: then what is wrong is told once more.
  */
@@ -64,7 +66,9 @@ export class Notes {
     const text = JSON.stringify(
       noteSchema.parse({ format: 1, ...note, message: note.message?.slice(0, 2000) }),
     );
-    const name = hash("sha256", JSON.stringify([note.by, note.job, note.source])).slice(0, 32);
+    // an order that one host failed at another may do; of itself each host speaks alone
+    const subject = [note.by, note.job, note.source, ...(note.job === "" ? [note.host] : [])];
+    const name = hash("sha256", JSON.stringify(subject)).slice(0, 32);
     await this.#store.replace(`${NOTES}${name}.json`, Buffer.from(text), signal);
   }
 

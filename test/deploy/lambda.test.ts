@@ -222,6 +222,12 @@ describe("rights", () => {
     for (const name of ["Dispatch", "DispatchPull", "Pull", "Maintain"]) {
       expect(onNotes(name), name).toEqual(["s3:PutObject /notes/*"]);
     }
+    const { PolicyDocument } = resources["AgentPolicy"]!.Properties as { PolicyDocument: Value };
+    expect(PolicyDocument["Statement"]).toContainEqual({
+      Effect: "Allow",
+      Action: "s3:PutObject",
+      Resource: { "Fn::Sub": "arn:${AWS::Partition}:s3:::${Bucket}/${NotesPrefix}/notes/*" },
+    });
     expect(onNotes("Watch")).toEqual(["s3:PutObject /state.json", "s3:GetObject /*"]);
   });
 

@@ -116,7 +116,9 @@ test("schedule, dispatch, queue, agent, backup, watch: the program and the funct
   expect(await once(agent, "exit")).toEqual([0, null]);
   expect(await aws.counts(agents)).toEqual({ waiting: 0, taken: 1 });
 
-  expect(await watch.invoke({})).toMatchObject({ findings: ["main/failed/gone", "main/late/nightly/gone"] });
+  expect(await watch.invoke({})).toMatchObject({
+    findings: ["main/failed/gone", "main/late/nightly/gone", "agents/agent/nightly/gone"],
+  });
   const keys = { env: { ...environment } };
   const target = place.path("restored.raw");
   expect(await runCli(["restore", "-r", location, "web", "--to", target], keys)).toMatchObject({ code: 0 });
@@ -199,7 +201,9 @@ test("pull and maintain run as they are deployed; one that is ended by force lea
   dying.exhaust();
   expect(await killed).toMatchObject({ message: expect.stringContaining("SIGKILL") as string });
   const later = new Date(Date.now() + 3_600_000);
-  expect(findingsOfNotes(await notes.read(signal), new Set(["nightly"]), later)).toMatchObject([
+  expect(
+    findingsOfNotes(await notes.read(signal), { nightly: { sources: ["web"] } }, [], later),
+  ).toMatchObject([
     { subject: "pull/nightly/web", message: expect.stringContaining("ran out of time or memory") as string },
   ]);
   const after = await runJson<{ generations: unknown[] }>(["list", "-r", location], keys);

@@ -55,6 +55,7 @@ class Working {
         const code = "error" in result ? (result.error as { code?: string }).code : "";
         say(`ended ${source} ${result.kind} ${code}`.trim());
       },
+      refused: ({ id }, error) => say(`refused ${id}: ${(error as Error).message}`),
       queue: (trouble) => say(`queue ${(trouble as { code?: string } | undefined)?.code ?? "answers"}`),
       warn: (message) => say(`warn: ${message}`),
       info: () => undefined,
@@ -97,7 +98,7 @@ test("what cannot be done stays in the queue, for later and for where failures g
   await send(aws, url, orderFor("web", { job: "unknown" }));
   await send(aws, url, orderFor("gone"));
   const agent = new Working(url, place, "");
-  await agent.said("warn: Message .*: The message asks for nothing that can be done: it is no JSON");
+  await agent.said("refused .*: The message asks for nothing that can be done: it is no JSON");
   await agent.said("ended unknown failed E_NOT_IN_JOB");
   await agent.said("ended web failed E_NO_JOB");
   await agent.said("ended gone failed E_NBD_CONNECT");

@@ -68,6 +68,7 @@ test("an order that comes twice, or after its run, makes no second generation", 
   for (let time = 1; time <= 2; time++) {
     await stack.aws.send(stack.queue, JSON.stringify(order), "web");
     expect(await stack.work("pull")).toMatchObject({ failed: [] });
+    expect((await stack.look()).findings).toEqual([]);
   }
   expect(await stack.place.generations(repository)).toHaveLength(1);
 });
@@ -107,6 +108,11 @@ test("a queue that is gone, and messages where failures go", async () => {
     "functions/function/dispatch/nightly",
     "queues/letters/letters.fifo",
   ]);
+  await stack.aws.removeQueue(stack.letters);
+  expect(await stack.look()).toMatchObject({
+    findings: ["functions/function/dispatch/nightly", "queues/unreachable/letters.fifo"],
+    told: { come: 1, gone: 0 }, // what it held, nobody knows now
+  });
 });
 
 test("without its secret pull fails, and the watch still sees by names what is late", async () => {

@@ -16,7 +16,8 @@ export class Stack {
   readonly upkeep: string;
   readonly letters: string;
   readonly topic: { readonly arn: string; readonly queue: string };
-  #environment: Readonly<Record<string, string>>;
+  /** What the functions have. */
+  environment: Readonly<Record<string, string>>;
   readonly #deployed = new Map<FunctionName, Promise<LambdaService>>();
   readonly #all: LambdaService[] = [];
 
@@ -28,7 +29,7 @@ export class Stack {
     this.upkeep = upkeep;
     this.letters = letters;
     this.topic = topic;
-    this.#environment = {
+    this.environment = {
       ...aws.environment,
       BLOCKHAUL_CONFIG: place.path("blockhaul.yaml"),
       BLOCKHAUL_QUEUE_URL: queue,
@@ -54,7 +55,7 @@ export class Stack {
 
   /** Other settings of the functions; what ran with the old ones runs no more. */
   deploy(environment: Readonly<Record<string, string>>): void {
-    this.#environment = { ...this.#environment, ...environment };
+    this.environment = { ...this.environment, ...environment };
     this.#deployed.clear();
   }
 
@@ -62,7 +63,7 @@ export class Stack {
   async function(name: FunctionName): Promise<LambdaService> {
     const deployed = this.#deployed.get(name);
     if (deployed !== undefined) return await deployed;
-    const service = LambdaService.start({ handler: `${name}.handler`, environment: this.#environment });
+    const service = LambdaService.start({ handler: `${name}.handler`, environment: this.environment });
     this.#deployed.set(name, service);
     this.#all.push(await service);
     return await service;

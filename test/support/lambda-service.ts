@@ -76,6 +76,11 @@ export class LambdaService {
     this.#child?.kill("SIGKILL");
   }
 
+  /** Lets it stand still, as one does that cannot keep up; its time runs on. */
+  stall(): void {
+    this.#child?.kill("SIGSTOP");
+  }
+
   #start(): void {
     const { handler, environment, memory = 512 } = this.#options;
     const folder = builtFunctions();

@@ -4,8 +4,8 @@ import { join } from "node:path";
 import { minioClient } from "./minio.ts";
 import { answers, describeServer, freePort, needProgram, startProcess, type S3Server } from "./s3-process.ts";
 
-/** A versitygw server of our own, storing files below a new directory; stopped and removed by `stop()`. */
-export async function startVersitygw(): Promise<S3Server> {
+/** A versitygw server of our own, storing files below a new directory, `data`; stopped and removed by `stop()`. */
+export async function startVersitygw(): Promise<S3Server & { readonly data: string }> {
   const directory = await mkdtemp(join(tmpdir(), "blockhaul-versitygw-"));
   const port = await freePort();
   const server = describeServer(`http://127.0.0.1:${port}`, "versity-access", "versity-secret");
@@ -23,6 +23,7 @@ export async function startVersitygw(): Promise<S3Server> {
   );
   return {
     ...server,
+    data,
     createBucket: async (name) => {
       await minioClient(server).makeBucket(name, server.region);
       return name;

@@ -28,7 +28,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   session: ["settings.ts", "repository", "chunk", "store", ...BASE],
   jobs: ["session", "settings.ts", "backup", "upkeep", "repository", "store", "nbd", "qemu", ...BASE],
   queue: BASE,
-  agent: ["queue", "jobs", "session", "upkeep", "repository", "backup", "store", ...BASE],
+  agent: ["watch", "queue", "jobs", "session", "upkeep", "repository", "backup", "store", ...BASE],
   watch: ["queue", "jobs", "session", "settings.ts", "repository", "store", ...BASE],
   lambda: [
     "agent",

@@ -1,8 +1,10 @@
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { Command } from "commander";
 import { Agent, type AgentListener } from "../../agent/agent.ts";
 import { AgentMetrics, replaceFile } from "../../agent/metrics.ts";
 import { MetricsServer, parseMetricsAddress } from "../../agent/metrics-server.ts";
+import { AgentNotes } from "../../agent/notes.ts";
 import { NOTIFY_VARIABLES, ServiceManager } from "../../agent/notify.ts";
 import { AppError, messageOf } from "../../errors.ts";
 import { loadJobFile } from "../../jobs/job-file.ts";
@@ -10,7 +12,7 @@ import { passwordVariables, type Runner } from "../../jobs/job.ts";
 import type { JobFile } from "../../jobs/schema.ts";
 import { parseSpan } from "../../jobs/span.ts";
 import { WorkQueue } from "../../queue/queue.ts";
-import { jobFilePath, pricesPath, queueUrl, repositorySettings } from "../../settings.ts";
+import { jobFilePath, notesLocation, pricesPath, queueUrl, repositorySettings } from "../../settings.ts";
 import { isBilled, readPrices, type Prices } from "../../store/prices.ts";
 import { action, type CliContext } from "../action.ts";
 import { isGone, packageVersion, thisProcess } from "../process.ts";
@@ -25,6 +27,7 @@ interface Flags extends RepositoryFlags {
   readonly drain: string;
   readonly metrics?: string;
   readonly metricsFile?: string;
+  readonly notes?: string;
 }
 
 export function agentCommand(): Command {
@@ -46,6 +49,7 @@ SIGTERM: it takes nothing more, lets runs end for as long as --drain says, then 
     .option("--drain <SPAN>", "how long runs may go on when it is told to stop: 90s, 10min, 2h", "10min")
     .option("--metrics <ADDRESS>", "serve metrics for Prometheus to this machine, as at 127.0.0.1:9477")
     .option("--metrics-file <FILE>", "write them to a file, for the node exporter's textfile collector")
+    .option("--notes <LOCATION>", "leave notes for the watch, as s3://BUCKET/PREFIX (or BLOCKHAUL_NOTES)")
     .addHelpText(
       "after",
       `
@@ -79,11 +83,15 @@ async function serve(flags: Flags, cli: CliContext): Promise<void> {
   if (server !== undefined)
     output.info(`Metrics are at http://${flags.metrics!.replace(/:0$/, `:${server.port}`)}/metrics`);
   const queue = new WorkQueue(url, process.env);
-  const listener = listenerOf(metrics, publish, manager, cli);
+  const place = notesLocation(flags.notes, process.env);
+  const notes =
+    place === undefined ? undefined : new AgentNotes(place, hostname(), (message) => output.warn(message));
+  const listener = listenerOf({ metrics, publish, manager, notes }, cli);
   run.signal.addEventListener("abort", () => void manager.stopping(), { once: true });
   try {
     await new Agent({ queue, file, runner, concurrency, drainMs, listener }).run(run.signal);
   } finally {
+    await notes?.settled();
     manager.end();
     queue.close();
     server?.close();
@@ -138,12 +146,14 @@ function publisherOf(metrics: AgentMetrics, path: string | undefined, { output }
   };
 }
 
-function listenerOf(
-  metrics: AgentMetrics,
-  publish: () => void,
-  manager: ServiceManager,
-  { output }: CliContext,
-): AgentListener {
+interface Hearers {
+  readonly metrics: AgentMetrics;
+  readonly publish: () => void;
+  readonly manager: ServiceManager;
+  readonly notes: AgentNotes | undefined;
+}
+
+function listenerOf({ metrics, publish, manager, notes }: Hearers, { output }: CliContext): AgentListener {
   return {
     warn: (message) => output.warn(message),
     info: (message) => output.info(message),
@@ -152,12 +162,14 @@ function listenerOf(
     ready: () => {
       metrics.listening(true);
       publish();
+      notes?.queue(undefined);
       output.info("Waiting for orders");
       void manager.ready();
     },
     queue: (trouble) => {
       metrics.listening(trouble === undefined);
       publish();
+      notes?.queue(trouble);
       if (trouble === undefined) output.info("The queue answers again");
       else output.warn(messageOf(trouble));
       void manager.status(trouble === undefined ? "Waiting for orders" : `No orders: ${messageOf(trouble)}`);
@@ -167,7 +179,12 @@ function listenerOf(
       publish();
       output.info(`${source}: backup for job ${job} begins`);
     },
+    refused: ({ id }, error) => {
+      notes?.refused(error);
+      output.warn(`Message ${id}: ${messageOf(error)}`);
+    },
     ended: (order, result) => {
+      notes?.ended(order, result);
       void metrics
         .ended(order, result)
         .catch((error: unknown) => output.warn(`The metrics could not be kept: ${messageOf(error)}`))

@@ -96,15 +96,46 @@ test("notes: failures, and what ended without a word", () => {
     note({ by: "dispatch", job: "misspelt", state: "failed", code: "E_NO_JOB", message: "no" }),
     note({ by: "dispatch", job: "", state: "failed", code: "E_EVENT", message: "no" }),
     note({ by: "pull", job: "", state: "failed", at: "2026-11-22T11:00:00Z" }),
+    note({ by: "dispatch", job: "misspelt-once", state: "failed", at: "2026-11-22T11:00:00Z" }),
+    note({ by: "pull", source: "removed", state: "failed", at: "2026-11-22T11:00:00Z" }),
+    note({ by: "agent", host: "h7", source: "unknown", state: "failed", code: "E_X", message: "no" }),
+    note({ by: "agent", host: "h7", job: "", state: "failed", code: "E_NO_QUEUE", message: "gone" }),
+    note({ by: "agent", host: "h8", job: "", state: "done" }),
   ];
-  const found = findingsOfNotes(notes, new Set(["nightly"]), now);
-  expect(found.map(({ subject }) => subject)).toEqual([
-    "pull/nightly/web",
-    "maintain/nightly",
-    "dispatch/misspelt",
-    "dispatch",
+  const jobs = { nightly: { sources: ["web", "db"] } };
+  const found = findingsOfNotes(notes, jobs, [], now);
+  expect(found.map(idOf)).toEqual([
+    "functions/function/pull/nightly/web",
+    "functions/function/maintain/nightly",
+    "functions/function/dispatch/misspelt",
+    "functions/function/dispatch",
+    "agents/agent/nightly/unknown",
+    "agents/agent/h7",
   ]);
   expect(found[1]!.message).toContain("ran out of time or memory");
+  expect(found[4]!.message).toMatch(
+    /^The agent on h7 of job nightly, source unknown failed at .*: no \(E_X\)$/,
+  );
+});
+
+test("what a note says of a source is over once that has been backed up, by whomever", () => {
+  const now = new Date("2026-11-24T12:00:00Z");
+  const note: Note = {
+    format: 1,
+    by: "agent",
+    host: "h7",
+    job: "nightly",
+    source: "web",
+    state: "failed",
+    at: "2026-11-24T11:00:00Z",
+  };
+  const jobs = { nightly: { sources: ["web"] }, weekly: { sources: ["web"] } };
+  const found = (job: string, ageMs: number | undefined): number =>
+    findingsOfNotes([note], jobs, [{ job, source: "web", ageMs, newest: undefined }], now).length;
+  expect(found("nightly", 30 * 60_000)).toBe(0);
+  expect(found("nightly", 90 * 60_000)).toBe(1);
+  expect(found("nightly", undefined)).toBe(1);
+  expect(found("weekly", 30 * 60_000)).toBe(1); // perhaps in another repository
 });
 
 test("notes are kept, one for each subject, and what is damaged counts as nothing", async () => {
@@ -115,7 +146,14 @@ test("notes are kept, one for each subject, and what is damaged counts as nothin
   await notes.write({ ...subject, state: "failed", code: "E_X", message: "é".repeat(3000) }, signal);
   await notes.write({ ...subject, state: "done" }, signal);
   await notes.write({ ...subject, source: "db", state: "done" }, signal);
+  for (const host of ["h7", "h8"]) {
+    await notes.write({ ...subject, by: "agent", host, job: "", source: "", state: "done" }, signal);
+    await notes.write({ ...subject, by: "agent", host, source: "any", state: "done" }, signal);
+  }
   expect((await notes.read(signal)).map(({ source, state }) => `${source} ${state}`).sort()).toEqual([
+    " done",
+    " done",
+    "any done",
     "db done",
     "web done",
   ]);
