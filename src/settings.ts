@@ -39,11 +39,27 @@ export function jobFilePath(flag: string | undefined, environment: Environment):
   return flag ?? (environment["BLOCKHAUL_CONFIG"] || "/etc/blockhaul/blockhaul.yaml");
 }
 
-/** The queue that an agent takes its orders from. @throws AppError E_NO_QUEUE_GIVEN (usage). */
-export function queueUrl(flag: string | undefined, environment: Environment): string {
-  const url = flag ?? environment["BLOCKHAUL_QUEUE_URL"] ?? "";
-  if (/^https?:\/\/./.test(url)) return url;
-  const message = "Which queue? Give --queue with its URL, or set BLOCKHAUL_QUEUE_URL";
+/** @throws AppError E_QUEUE_URL (usage). */
+export function parseQueueUrl(text: string): string {
+  if (/^https?:\/\/[^\s/]+\/\S+$/.test(text)) return text;
+  const message = `"${text}" is not the URL of a queue, as https://sqs.eu-central-1.amazonaws.com/123456789012/host-7.fifo`;
+  throw new AppError("usage", "E_QUEUE_URL", message);
+}
+
+/**
+ * The queue that an agent takes its orders from.
+ *
+ * @param queues of the file of jobs: URLs by name. @throws AppError E_NO_QUEUE_GIVEN, E_QUEUE_URL (usage).
+ */
+export function queueUrl(
+  flag: string | undefined,
+  queues: Readonly<Record<string, string>>,
+  environment: Environment,
+): string {
+  const given = flag ?? environment["BLOCKHAUL_QUEUE_URL"] ?? "";
+  if (given !== "") return Object.hasOwn(queues, given) ? queues[given]! : parseQueueUrl(given);
+  const message =
+    "Which queue? Give --queue with its URL, or its name in the file, or set BLOCKHAUL_QUEUE_URL";
   throw new AppError("usage", "E_NO_QUEUE_GIVEN", message);
 }
 

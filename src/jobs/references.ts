@@ -5,15 +5,21 @@ export interface Finding {
 }
 
 /**
- * What a job names and the file does not have, and jobs that would undo each other's work. Looks at the document as it was
+ * What a job or a source names and the file does not have, and jobs that would undo each other's work. Looks at the document as it was
  * written, so that it finds its problems beside those of the schema.
  */
 export function checkReferences(file: unknown): Finding[] {
-  const { repositories, sources, jobs } = { ...fieldsOf(file) };
+  const { repositories, sources, jobs, queues } = { ...fieldsOf(file) };
   const findings: Finding[] = [];
   // the schema does not see this name, because it is that of no field of an object
-  for (const [map, names] of Object.entries({ repositories, sources, jobs })) {
+  for (const [map, names] of Object.entries({ repositories, sources, jobs, queues })) {
     if (has(names, "__proto__")) findings.push({ path: [map, "__proto__"], message: "not a name" });
+  }
+  for (const [name, source] of Object.entries(fieldsOf(sources))) {
+    const { queue } = { ...fieldsOf(source) };
+    if (typeof queue !== "string" || has(queues, queue)) continue;
+    const message = `there is no queue ${queue}; ${listed(queues, "queues")}`;
+    findings.push({ path: ["sources", name, "queue"], message });
   }
   const keepers = new Map<string, string>();
   for (const [name, job] of Object.entries(fieldsOf(jobs))) {

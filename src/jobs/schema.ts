@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { parseSize } from "../bytes/size.ts";
 import { AppError } from "../errors.ts";
-import { isQmpSource, sourceSettings } from "../settings.ts";
+import { isQmpSource, parseQueueUrl, sourceSettings } from "../settings.ts";
 import { parseRate } from "../store/allowance.ts";
 import { parseLocation } from "../store/location.ts";
 import { Calendar, parseDuration } from "../upkeep/calendar.ts";
@@ -124,6 +124,7 @@ const source = z
       )
       .readonly()
       .optional(),
+    queue: name.meta({ description: "The one of queues that its host's agent takes orders from" }).optional(),
   })
   .superRefine((entry, context) => {
     if ((entry.uri === undefined) === (entry.uris === undefined)) {
@@ -237,6 +238,9 @@ export const jobFileSchema = z
     repositories: named(repository),
     sources: named(source),
     jobs: named(job),
+    queues: named(text("URL of a queue of SQS", same(parseQueueUrl)))
+      .meta({ description: "Where dispatch sends orders for sources that name one of these: NAME: URL" })
+      .optional(),
     prices: path("File of prices for estimates, instead of those that are built in").optional(),
   })
   .readonly();

@@ -1,5 +1,7 @@
+import pLimit from "p-limit";
 import { z } from "zod";
 import { AppError } from "../errors.ts";
+import type { Environment } from "../jobs/interpolate.ts";
 import { jobsOf } from "../jobs/job.ts";
 import type { JobFile } from "../jobs/schema.ts";
 import { outgoing, type BackupOrder } from "../queue/orders.ts";
@@ -23,9 +25,13 @@ const eventSchema = z.union([
     .transform(({ time }) => ({ job: undefined, scheduledAt: time })),
 ]);
 
+/** Queues that are sent to at once. */
+const AT_ONCE = 16;
+
 /**
- * Sends an order to back up each source of a job, or of all, to the queue. A schedule that fires twice, or is tried again,
- * asks for the same: the queue keeps only one such message, and whoever takes two does the work once.
+ * Sends an order to back up each source of a job, or of all, to the queue that the source names, or else to its own. A
+ * schedule that fires twice, or is tried again, asks for the same: the queue keeps only one such message, and whoever
+ * takes two does the work once. So where one queue is gone the others get theirs.
  */
 export async function handler(event: unknown, context: LambdaContext): Promise<{ readonly orders: number }> {
   const environment = process.env;
@@ -48,19 +54,38 @@ export async function handler(event: unknown, context: LambdaContext): Promise<{
     async () => {
       const file = await loadJobs(environment, signal);
       const orders = ordersOf(file, job, scheduledAt);
-      const queue = new WorkQueue(required(environment, "BLOCKHAUL_QUEUE_URL"), environment);
-      try {
-        await queue.send(orders.map(outgoing), signal);
-      } finally {
-        queue.close();
-      }
-      log.info("Orders sent", { job, scheduledAt, orders: orders.length });
+      const byQueue = Map.groupBy(orders, ({ source }) => urlOf(source, file, environment));
+      const limit = pLimit(AT_ONCE);
+      const sending = [...byQueue].map(([url, some]) => limit(() => sendAll(url, some, environment, signal)));
+      const failed = (await Promise.allSettled(sending)).filter((one) => one.status === "rejected");
+      for (const { reason } of failed.slice(1)) log.error(reason, { job });
+      if (failed[0] !== undefined) throw failed[0].reason as Error;
+      log.info("Orders sent", { job, scheduledAt, orders: orders.length, queues: byQueue.size });
       return { value: { orders: orders.length }, failure: undefined };
     },
   ).catch((error: unknown) => {
     log.error(error, { job });
     throw error;
   });
+}
+
+function urlOf(source: string, { sources, queues = {} }: JobFile, environment: Environment): string {
+  const name = sources[source]!.queue;
+  return name === undefined ? required(environment, "BLOCKHAUL_QUEUE_URL") : queues[name]!;
+}
+
+async function sendAll(
+  url: string,
+  orders: readonly BackupOrder[],
+  environment: Environment,
+  signal: AbortSignal,
+): Promise<void> {
+  const queue = new WorkQueue(url, environment);
+  try {
+    await queue.send(orders.map(outgoing), signal);
+  } finally {
+    queue.close();
+  }
 }
 
 /** One for each source of the job. @throws AppError E_NO_JOB (usage). */

@@ -6,6 +6,7 @@ import { runLinter } from "../support/linters.ts";
 
 const ROOT = resolve(import.meta.dirname, "../..");
 const TEMPLATE = join(ROOT, "deploy/lambda/template.yaml");
+const HOST_QUEUE = join(ROOT, "deploy/lambda/host-queue.yaml");
 
 type Value = Readonly<Record<string, unknown>>;
 
@@ -24,12 +25,17 @@ interface Statement {
 
 /** What CloudFormation gets, after SAM's own transform. */
 let resources: Readonly<Record<string, Resource>>;
+let outputs: Readonly<
+  Record<string, { readonly Value: unknown; readonly Export?: { readonly Name: unknown } }>
+>;
 
 beforeAll(() => {
   const transform = join(ROOT, "test/support/sam-transform.py");
   const { status, said } = runLinter("python", transform, TEMPLATE);
   expect(status, said).toBe(0);
-  resources = (JSON.parse(said) as { Resources: typeof resources }).Resources;
+  const made = JSON.parse(said) as { Resources: typeof resources; Outputs: typeof outputs };
+  resources = made.Resources;
+  outputs = made.Outputs;
 });
 
 function lint(file: string): { status: number | null; said: string } {
@@ -153,6 +159,59 @@ describe("schedules", () => {
     for (const one of expressions) {
       expect(one).toMatch(/^(?:cron\(\d{1,2} \d{1,2} \* \* \? \*\)|rate\(1 hour\))$/);
     }
+  });
+});
+
+describe("a host's queue", () => {
+  let host: Readonly<Record<string, Resource>>;
+
+  beforeAll(() => {
+    const print = "json.dump(cfn_yaml.load(sys.argv[1]), sys.stdout)";
+    const load = `import json, sys; from cfnlint.decode import cfn_yaml; ${print}`;
+    const { status, said } = runLinter("python", "-c", load, HOST_QUEUE);
+    expect(status, said).toBe(0);
+    host = (JSON.parse(said) as { Resources: typeof host }).Resources;
+  });
+
+  test("cfn-lint finds nothing in it", () => {
+    expect(lint(HOST_QUEUE)).toEqual({ status: 0, said: "" });
+  });
+
+  test("is as the queue of all, and dispatch may send to it", () => {
+    const { QueueName, RedrivePolicy, ...own } = host["Queue"]!.Properties;
+    const { RedrivePolicy: usual, ...common } = resources["AgentQueue"]!.Properties;
+    expect(own).toEqual(common);
+    expect(RedrivePolicy).toMatchObject({ maxReceiveCount: (usual as Value)["maxReceiveCount"] });
+    const [, name] = /"\$\{Stack\}(-host-)\$\{Host\}\.fifo"/.exec(JSON.stringify(QueueName))!;
+    const sends = statementsOf("DispatchRole").filter(({ Action }) =>
+      [Action].flat().includes("sqs:SendMessage"),
+    );
+    expect(JSON.stringify(sends)).toContain(`:\${AWS::StackName}${name!}*"`);
+  });
+
+  test("what it takes from the other stack is there", () => {
+    const exported = Object.values(outputs).flatMap(({ Export }) =>
+      Export === undefined ? [] : [Export.Name],
+    );
+    const names = exported.map((name) =>
+      (name as { "Fn::Sub": string })["Fn::Sub"].replace("AWS::StackName", "Stack"),
+    );
+    const taken = [...JSON.stringify(host).matchAll(/"Fn::ImportValue":\{"Fn::Sub":"([^"]+)"\}/g)].map(
+      ([, name]) => name,
+    );
+    expect([...new Set(taken)].sort()).toEqual(names.sort());
+    expect(outputs["AgentDeadLettersArn"]!.Value).toEqual({ "Fn::GetAtt": ["AgentDeadLetters", "Arn"] });
+  });
+
+  test("its agent may do with it what agents do with the other one, and with no other queue", () => {
+    const of = (policy: Resource): Statement[] =>
+      (policy.Properties["PolicyDocument"] as { Statement: Statement[] }).Statement;
+    const [queue, notes, ...more] = of(host["AgentPolicy"]!);
+    const [usualQueue, usualNotes] = of(resources["AgentPolicy"]!);
+    expect(more).toEqual([]);
+    expect(queue).toEqual({ ...usualQueue, Resource: { "Fn::GetAtt": ["Queue", "Arn"] } });
+    expect(notes!.Action).toEqual(usualNotes!.Action);
+    expect(outputs["AgentNotesArn"]!.Value).toEqual(usualNotes!.Resource);
   });
 });
 

@@ -126,21 +126,23 @@ test("schedule, dispatch, queue, agent, backup, watch: the program and the funct
 });
 
 test(
-  "the same with a VM: the guest stands still for each backup, and the second is incremental",
+  "the same with a VM, by its host's own queue: the guest stands still for each backup, and the second is incremental",
   { timeout: 180_000 },
   async () => {
-    const { place, environment, location, function: start } = await deployed("");
+    const { aws, place, environment, location, function: start } = await deployed("");
+    const own = await aws.queue("host-7.fifo");
     const guest = await bootGuest({ writer: true });
     await writeFile(
       place.path("blockhaul.yaml"),
       `repositories: { main: { url: "${location}" } }
-sources: { vm: { uri: "qmp:${guest.qmp}", guest_agent: "${guest.agent}", freeze: require, scratch: "${guest.folder}" } }
+sources: { vm: { uri: "qmp:${guest.qmp}", guest_agent: "${guest.agent}", freeze: require, scratch: "${guest.folder}", queue: host-7 } }
+queues: { host-7: "${own}" }
 jobs: { nightly: { repository: main, sources: [vm], rpo: 26h } }
 `,
     );
     const watch = await start("watch.handler");
     expect(await watch.invoke({})).toMatchObject({ findings: ["main/late/nightly/vm"] });
-    const agent = spawn(process.execPath, [BIN, "agent", "--drain", "30s"], {
+    const agent = spawn(process.execPath, [BIN, "agent", "--queue", "host-7", "--drain", "30s"], {
       env: { ...process.env, ...environment },
       stdio: ["ignore", "ignore", "pipe"],
     });

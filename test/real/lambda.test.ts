@@ -1,5 +1,6 @@
 import { readdir, utimes, writeFile } from "node:fs/promises";
 import { beforeAll, expect, test } from "vitest";
+import { parseBackupOrder } from "../../src/queue/orders.ts";
 import { createRepository } from "../../src/repository/config.ts";
 import { acquireLease } from "../../src/repository/leases.ts";
 import { leaseKey, runBeginKey, uuidv7 } from "../../src/repository/names.ts";
@@ -96,6 +97,34 @@ test("events and messages that make no sense fail, and the watch tells", async (
     "functions/function/pull",
     "functions/function/pull/nightly/unknown",
   ]);
+});
+
+test("a fleet: each source's order to the queue that its host listens to; where one is gone the others get theirs", async () => {
+  const stack = await Stack.start();
+  await stack.place.repository();
+  const host7 = await stack.aws.queue("host-7.fifo");
+  const host8 = await stack.aws.queue("host-8");
+  const ofHosts = (text: string): string =>
+    `${text}queues: { host-7: "${host7}", host-8: "${host8}" }`
+      .replace("sources: [web, gone]", "sources: [web, gone, far]")
+      .replace("sources: {", 'sources: { far: { uri: "nbd://far", queue: host-8 },')
+      .replace('" }, gone', '", queue: host-7 }, gone');
+  await writeFile(stack.place.path("blockhaul.yaml"), ofHosts(stack.place.text()));
+  const sourcesIn = async (url: string): Promise<string[]> => {
+    const records = await stack.aws.receive(url);
+    return records.map(({ body }) => parseBackupOrder(body).source);
+  };
+  expect(await stack.invoke("dispatch", schedule("nightly"))).toEqual({ orders: 3 });
+  expect(await sourcesIn(stack.queue)).toEqual(["gone"]);
+  expect(await sourcesIn(host7)).toEqual(["web"]);
+  expect(await sourcesIn(host8)).toEqual(["far"]);
+
+  await stack.aws.removeQueue(host7);
+  expect(await stack.refusal("dispatch", schedule("nightly"))).toBe("E_NO_QUEUE");
+  expect(await sourcesIn(stack.queue)).toEqual([]); // its group is taken
+  expect(await sourcesIn(host8)).toEqual(["far"]);
+  expect((await stack.look()).findings).toEqual(["functions/function/dispatch/nightly"]);
+  expect((await stack.heard()).at(-1)).toContain("host-7.fifo: SendMessageBatch");
 });
 
 test("a queue that is gone, and messages where failures go", async () => {

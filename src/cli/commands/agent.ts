@@ -44,7 +44,7 @@ SIGTERM: it takes nothing more, lets runs end for as long as --drain says, then 
       "--config <FILE>",
       "file of the jobs (default: BLOCKHAUL_CONFIG, or /etc/blockhaul/blockhaul.yaml)",
     )
-    .option("--queue <URL>", "URL of the queue (or BLOCKHAUL_QUEUE_URL)")
+    .option("--queue <URL>", "the queue, by its URL or its name in the file (or BLOCKHAUL_QUEUE_URL)")
     .option("--concurrency <N>", "runs at once", "1")
     .option("--drain <SPAN>", "how long runs may go on when it is told to stop: 90s, 10min, 2h", "10min")
     .option("--metrics <ADDRESS>", "serve metrics for Prometheus to this machine, as at 127.0.0.1:9477")
@@ -55,7 +55,7 @@ SIGTERM: it takes nothing more, lets runs end for as long as --drain says, then 
       `
 Examples:
   blockhaul agent --queue https://sqs.eu-central-1.amazonaws.com/123456789012/host-7.fifo
-  blockhaul agent --config blockhaul.yaml --concurrency 2 --metrics 127.0.0.1:9477`,
+  blockhaul agent --config blockhaul.yaml --queue host-7 --concurrency 2 --metrics 127.0.0.1:9477`,
     )
     .action(
       action(async (cli, command) => {
@@ -70,7 +70,7 @@ async function serve(flags: Flags, cli: CliContext): Promise<void> {
   const drainMs = flags.drain === "0" ? 0 : parseSpan(flags.drain);
   const address = flags.metrics === undefined ? undefined : parseMetricsAddress(flags.metrics);
   const file = await loadJobFile(jobFilePath(flags.config, process.env), process.env);
-  const url = queueUrl(flags.queue, process.env);
+  const url = queueUrl(flags.queue, file.queues ?? {}, process.env);
   const manager = new ServiceManager({ ...process.env }, (message) => output.warn(message));
   const runner = runnerOf(flags, file, concurrency);
   const metrics = await AgentMetrics.load(

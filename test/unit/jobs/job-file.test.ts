@@ -18,9 +18,11 @@ sources:
     scratch_size: 20GiB
     disks: [vda]
     tags: { os: debian }
+    queue: host-7
   db:
     uris: { vda: "nbd://h/vda", vdb: "nbd://h/vdb" }
     connections: 2
+queues: { host-7: "https://sqs.eu-central-1.amazonaws.com/123456789012/host-7.fifo" }
 jobs:
   nightly:
     repository: main
@@ -172,6 +174,15 @@ test("two jobs may not keep different generations of one source", () => {
     expect.stringMatching(/^\d+:41 jobs\.weekly\.sources\.0: job nightly has retention rules for web/),
   ]);
   read(`${GOOD}  weekly: { repository: main, sources: [web] }\n`);
+});
+
+test("a source's queue is one of the file's, which are URLs", () => {
+  expect(lines(problemsOf(GOOD.replace("queue: host-7", "queue: host-8")))).toEqual([
+    "15:12 sources.web.queue: there is no queue host-8; there are host-7",
+  ]);
+  expect(lines(problemsOf(GOOD.replace(/^queues: .*/m, "queues: { host-7: 'sqs:host-7' }")))).toEqual([
+    expect.stringMatching(/^\d+:19 queues\.host-7: "sqs:host-7" is not the URL of a queue/),
+  ]);
 });
 
 test("a password comes from one place", () => {
