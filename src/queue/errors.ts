@@ -1,16 +1,10 @@
-import { AppError, messageOf, systemCode, type ErrorCode, type ErrorKind } from "../errors.ts";
+import { clockMeaning, factsOf, localMeaning, type Facts, type Meaning } from "../aws/failure.ts";
+import { AppError } from "../errors.ts";
 
-interface Meaning {
-  readonly kind: ErrorKind;
-  readonly code: ErrorCode;
-  readonly advice: string;
-}
-
-const NO_CREDENTIALS: Meaning = {
+const WRONG_KEYS: Meaning = {
   kind: "credentials",
   code: "E_CREDENTIALS",
-  advice:
-    "no usable credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run with a role",
+  advice: "the access key, the secret key or the session token is wrong or expired",
 };
 const DENIED: Meaning = {
   kind: "credentials",
@@ -40,15 +34,12 @@ const REFUSED: Meaning = {
 
 /** By the services' error codes ("Common errors" of the SQS and SNS API references), old spellings too. */
 const BY_NAME: Readonly<Record<string, Meaning>> = {
-  CredentialsProviderError: NO_CREDENTIALS,
-  TokenProviderError: NO_CREDENTIALS,
-  ProviderError: NO_CREDENTIALS,
-  InvalidClientTokenId: NO_CREDENTIALS,
-  UnrecognizedClientException: NO_CREDENTIALS,
-  SignatureDoesNotMatch: NO_CREDENTIALS,
-  ExpiredToken: NO_CREDENTIALS,
-  ExpiredTokenException: NO_CREDENTIALS,
-  InvalidSecurity: NO_CREDENTIALS,
+  InvalidClientTokenId: WRONG_KEYS,
+  UnrecognizedClientException: WRONG_KEYS,
+  SignatureDoesNotMatch: WRONG_KEYS,
+  ExpiredToken: WRONG_KEYS,
+  ExpiredTokenException: WRONG_KEYS,
+  InvalidSecurity: WRONG_KEYS,
   AccessDenied: DENIED,
   AccessDeniedException: DENIED,
   AuthorizationError: DENIED,
@@ -70,7 +61,6 @@ const BY_NAME: Readonly<Record<string, Meaning>> = {
   InternalError: TRY_AGAIN,
   InternalErrorException: TRY_AGAIN,
   ServiceUnavailable: TRY_AGAIN,
-  TimeoutError: TRY_AGAIN,
 };
 
 /**
@@ -80,32 +70,25 @@ const BY_NAME: Readonly<Record<string, Meaning>> = {
  */
 export function queueError(error: unknown, place: string, operation: string): AppError {
   if (error instanceof AppError) return error;
-  const name = error instanceof Error ? error.name : "";
-  const status = statusOf(error);
-  const { kind, code, advice } = meaningOf(error, name, status);
-  const answer = status === undefined ? messageOf(error) : `${name}: ${messageOf(error)} (HTTP ${status})`;
-  const context = { place, operation, status, aws: name, system: systemCode(error) };
-  return new AppError(kind, code, `${place}: ${operation}: ${answer}; ${advice}`, context, error);
+  const facts = factsOf(error);
+  const { name, status, system } = facts;
+  const { kind, code, advice } = meaningOf(facts);
+  const answer = status === undefined ? facts.message : `${name}: ${facts.message} (HTTP ${status})`;
+  const message = `${place}: ${operation}: ${answer}; ${advice}`;
+  return new AppError(kind, code, message, { place, operation, status, aws: name, system }, error);
 }
 
-function meaningOf(error: unknown, name: string, status: number | undefined): Meaning {
-  const known = BY_NAME[name];
-  if (known !== undefined) return known;
-  if (name === "InvalidParameterValue" || name === "InvalidParameterValueException") {
-    return /receipt/i.test(messageOf(error)) ? NOT_OURS : REFUSED; // so is one that has expired
-  }
-  if (/region is missing/i.test(messageOf(error))) {
-    return { kind: "usage", code: "E_REGION", advice: "say which region: AWS_REGION or the profile" };
-  }
+function meaningOf(facts: Facts): Meaning {
+  const { name, message, status } = facts;
   if (status === undefined) {
-    return /^E[A-Z]+$/.test(systemCode(error) ?? "") || name === "AggregateError" ? TRY_AGAIN : REFUSED;
+    return localMeaning(facts, TRY_AGAIN, "AWS_REGION or the profile") ?? REFUSED;
   }
+  // so is one that has expired
+  if (/^InvalidParameterValue(?:Exception)?$/.test(name) && /receipt/i.test(message)) return NOT_OURS;
+  return clockMeaning(facts) ?? BY_NAME[name] ?? byStatus(status);
+}
+
+function byStatus(status: number): Meaning {
   if (status === 401 || status === 403) return DENIED;
   return status >= 500 || status === 429 || status < 300 ? TRY_AGAIN : REFUSED;
-}
-
-function statusOf(error: unknown): number | undefined {
-  if (!(error instanceof Error)) return undefined;
-  const { $metadata: metadata } = error as { $metadata?: { httpStatusCode?: number } };
-  return metadata?.httpStatusCode;
 }

@@ -1,4 +1,5 @@
-import { AppError, messageOf, systemCode, type ErrorCode, type ErrorKind } from "../errors.ts";
+import { clockMeaning, factsOf, localMeaning, type Facts, type Meaning } from "../aws/failure.ts";
+import { AppError } from "../errors.ts";
 
 /** What was asked of the server, for messages. */
 export interface S3Request {
@@ -8,12 +9,6 @@ export interface S3Request {
   readonly operation: string;
   /** Relative to the repository's prefix; undefined for requests about the bucket. */
   readonly key: string | undefined;
-}
-
-interface Meaning {
-  readonly kind: ErrorKind;
-  readonly code: ErrorCode;
-  readonly advice: string;
 }
 
 const WRONG_KEYS: Meaning = {
@@ -44,6 +39,13 @@ const UNSUPPORTED: Meaning = {
   code: "E_UNSUPPORTED",
   advice: "this server does not know the request; use another one, or a newer version of it",
 };
+
+const CLOSED: Meaning = {
+  kind: "unavailable",
+  code: "E_STORE",
+  advice: "the server closed the connection while it was sent data; some do that when a quota is used up",
+};
+const NOT_MADE: Meaning = { kind: "bug", code: "E_STORE_BUG", advice: "the request could not be made" };
 
 /** By S3's error code ("Error responses" of the S3 API reference), with the codes that other servers add. */
 const BY_NAME: Readonly<Record<string, Meaning>> = {
@@ -100,18 +102,6 @@ const REGION_NAMES: readonly string[] = [
   "IllegalLocationConstraintException",
   "InvalidRegion",
 ];
-const CLOCK_NAMES: readonly string[] = ["RequestTimeTooSkewed", "RequestExpired"];
-const NO_CREDENTIALS: readonly string[] = ["CredentialsProviderError", "TokenProviderError", "ProviderError"];
-/** Node's codes for a certificate that is not trusted (tls documentation, "X509 certificate error codes"). */
-const TLS = /^(?:ERR_TLS_|ERR_SSL_|CERT_|DEPTH_ZERO_|SELF_SIGNED_|UNABLE_TO_|HOSTNAME_MISMATCH$|EPROTO$)/;
-const NETWORK = /^(?:E[A-Z]+|UND_ERR_[A-Z_]+)$/;
-
-interface Facts {
-  readonly name: string;
-  readonly status: number | undefined;
-  readonly headers: Readonly<Record<string, string | undefined>>;
-  readonly fields: Readonly<Record<string, unknown>>;
-}
 
 /** S3's code of an error ("NoSuchKey"), or the class of one that arose on our side. */
 export function s3ErrorName(error: unknown): string {
@@ -133,59 +123,24 @@ export function retryAfterMs(error: unknown): number {
 export function s3Error(error: unknown, request: S3Request): AppError {
   if (error instanceof AppError) return error;
   const facts = factsOf(error);
-  const code = systemCode(error) ?? "";
-  const fail = (kind: ErrorKind, appCode: ErrorCode, what: string): AppError => {
-    const object = request.key === undefined ? "" : ` of ${request.key}`;
-    const context = { ...request, status: facts.status, s3: facts.name, system: code || undefined };
-    return new AppError(
-      kind,
-      appCode,
-      `${request.location}: ${request.operation}${object}: ${what}`,
-      context,
-      error,
-    );
-  };
-  const answer = facts.status === undefined ? messageOf(error) : `${facts.name} (HTTP ${facts.status})`;
-  if (facts.status === undefined) {
-    const local = localMeaning(facts.name, code, messageOf(error));
-    return fail(local.kind, local.code, `${answer}; ${local.advice}`);
-  }
-  if (isWrongRegion(facts)) return fail("usage", "E_REGION", `${answer}; ${regionAdvice(facts)}`);
-  if (CLOCK_NAMES.includes(facts.name))
-    return fail("credentials", "E_CLOCK", `${answer}; ${clockAdvice(facts)}`);
-  // the answer to a HEAD has no body, and so no name: it may be RequestTimeout, which passes
-  const unnamed = facts.status === 400 && facts.name === "Unknown";
-  const meaning = unnamed ? TRY_AGAIN : (BY_NAME[facts.name] ?? byStatus(facts.status));
-  return fail(meaning.kind, meaning.code, `${answer}; ${meaning.advice}`);
+  const { name, status } = facts;
+  const { kind, code, advice } = meaningOf(facts);
+  const object = request.key === undefined ? "" : ` of ${request.key}`;
+  const answer = status === undefined ? facts.message : `${name} (HTTP ${status})`;
+  const message = `${request.location}: ${request.operation}${object}: ${answer}; ${advice}`;
+  return new AppError(kind, code, message, { ...request, status, s3: name, system: facts.system }, error);
 }
 
-/** Errors that no server sent: of the network, of TLS, and of the SDK before it sends anything. */
-function localMeaning(name: string, code: string, message: string): Meaning {
-  if (NO_CREDENTIALS.includes(name)) {
-    const advice =
-      "no usable credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run with a role";
-    return { kind: "credentials", code: "E_CREDENTIALS", advice };
+function meaningOf(facts: Facts): Meaning {
+  const { name, status, system } = facts;
+  if (status === undefined) {
+    if (system === "EPIPE") return CLOSED;
+    return localMeaning(facts, TRY_AGAIN, "?region=… in the location, AWS_REGION or the profile") ?? NOT_MADE;
   }
-  if (/region is missing|invalid hostname component/i.test(message)) {
-    const advice = "say which region: ?region=… in the location, AWS_REGION or the profile";
-    return { kind: "usage", code: "E_REGION", advice };
-  }
-  if (TLS.test(code)) {
-    const advice =
-      "the server's certificate is not trusted, or it does not speak TLS; for an authority of your own set " +
-      "NODE_EXTRA_CA_CERTS=/path/to/ca.pem, and check the endpoint's scheme and host name";
-    return { kind: "usage", code: "E_TLS", advice };
-  }
-  if (code === "ENOTFOUND" || code === "ECONNREFUSED" || code === "EAI_AGAIN") {
-    return { kind: "unavailable", code: "E_STORE", advice: "nobody answers there; check the endpoint" };
-  }
-  if (code === "EPIPE") {
-    const advice =
-      "the server closed the connection while it was sent data; some do that when a quota is used up";
-    return { kind: "unavailable", code: "E_STORE", advice };
-  }
-  if (NETWORK.test(code) || name === "TimeoutError") return TRY_AGAIN;
-  return { kind: "bug", code: "E_STORE_BUG", advice: "the request could not be made" };
+  if (isWrongRegion(facts)) return { kind: "usage", code: "E_REGION", advice: regionAdvice(facts) };
+  // the answer to a HEAD has no body, and so no name: it may be RequestTimeout, which passes
+  if (status === 400 && name === "Unknown") return TRY_AGAIN;
+  return clockMeaning(facts) ?? BY_NAME[name] ?? byStatus(status);
 }
 
 function byStatus(status: number): Meaning {
@@ -208,23 +163,4 @@ function regionAdvice(facts: Facts): string {
   const endpoint = facts.fields["Endpoint"];
   const other = typeof endpoint === "string" ? `; the server names the endpoint ${endpoint}` : "";
   return `the bucket is in another region${other}`;
-}
-
-function clockAdvice(facts: Facts): string {
-  const theirs = Date.parse(facts.headers["date"] ?? String(facts.fields["ServerTime"]));
-  if (Number.isNaN(theirs)) return "this machine's clock is wrong; set it";
-  const seconds = Math.round((Date.now() - theirs) / 1000);
-  const [amount, unit] = Math.abs(seconds) < 120 ? [seconds, "s"] : [Math.round(seconds / 60), "min"];
-  return `this machine's clock is ${Math.abs(amount)} ${unit} ${amount < 0 ? "behind" : "ahead of"} the server's; set it`;
-}
-
-/** The SDK's errors carry what they know in several places, none of them typed. */
-function factsOf(error: unknown): Facts {
-  if (!(error instanceof Error)) return { name: "", status: undefined, headers: {}, fields: {} };
-  const fields = error as unknown as Record<string, unknown>;
-  const metadata = fields["$metadata"] as { httpStatusCode?: number } | undefined;
-  const response = fields["$response"] as
-    { statusCode?: number; headers?: Record<string, string> } | undefined;
-  const status = metadata?.httpStatusCode ?? response?.statusCode;
-  return { name: error.name, status, headers: response?.headers ?? {}, fields };
 }
