@@ -21,7 +21,8 @@ export type Fulfilment =
 
 /**
  * Backs up what an order asks for, unless that has happened: the repository knows, whatever the queue says. That two runs
- * of a source never write at the same time is its lease's doing.
+ * of a source never write at the same time is its lease's doing. It forgets nothing, whatever the job's retention says: that
+ * is upkeep's, and who only may write could not.
  *
  * @returns also when it failed; throws nothing.
  */
@@ -47,10 +48,10 @@ export async function fulfil(
   }
 }
 
-/** The job of an order. @throws AppError E_NO_JOB, E_NOT_IN_JOB (usage). */
-export function orderedJob({ job: name, source }: BackupOrder, file: JobFile): Job {
+/** The job of an order, without its retention. @throws AppError E_NO_JOB, E_NOT_IN_JOB (usage). */
+function orderedJob({ job: name, source }: BackupOrder, file: JobFile): Job {
   const [job] = jobsOf(file, [name]);
-  if (job!.entry.sources.includes(source)) return job!;
+  if (job!.entry.sources.includes(source)) return { ...job!, entry: { ...job!.entry, retention: undefined } };
   const message = `Job ${name} has no source ${source}; there are ${job!.entry.sources.join(", ")}`;
   throw new AppError("usage", "E_NOT_IN_JOB", message, { job: name, source });
 }

@@ -3,39 +3,25 @@ import { join, resolve } from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
 import { temporaryFolder } from "../support/folder.ts";
 import { runLinter } from "../support/linters.ts";
+import {
+  statementsIn,
+  target,
+  TEMPLATE,
+  transformTemplate,
+  type Resource,
+  type Statement,
+  type Transformed,
+  type Value,
+} from "../support/sam-template.ts";
 
 const ROOT = resolve(import.meta.dirname, "../..");
-const TEMPLATE = join(ROOT, "deploy/lambda/template.yaml");
 const HOST_QUEUE = join(ROOT, "deploy/lambda/host-queue.yaml");
 
-type Value = Readonly<Record<string, unknown>>;
-
-interface Resource {
-  readonly Type: string;
-  readonly Condition?: string;
-  readonly Properties: Value;
-}
-
-interface Statement {
-  readonly Sid?: string;
-  readonly Effect: string;
-  readonly Action: string | string[];
-  readonly Resource: unknown;
-}
-
-/** What CloudFormation gets, after SAM's own transform. */
-let resources: Readonly<Record<string, Resource>>;
-let outputs: Readonly<
-  Record<string, { readonly Value: unknown; readonly Export?: { readonly Name: unknown } }>
->;
+let resources: Transformed["resources"];
+let outputs: Transformed["outputs"];
 
 beforeAll(() => {
-  const transform = join(ROOT, "test/support/sam-transform.py");
-  const { status, said } = runLinter("python", transform, TEMPLATE);
-  expect(status, said).toBe(0);
-  const made = JSON.parse(said) as { Resources: typeof resources; Outputs: typeof outputs };
-  resources = made.Resources;
-  outputs = made.Outputs;
+  ({ resources, outputs } = transformTemplate());
 });
 
 function lint(file: string): { status: number | null; said: string } {
@@ -47,19 +33,7 @@ function ofType(type: string): [string, Resource][] {
   return Object.entries(resources).filter(([, resource]) => resource.Type === type);
 }
 
-/** The name of the resource that a value points to. */
-function target(value: unknown): string {
-  const { Ref, "Fn::GetAtt": attribute } = value as { Ref?: string; "Fn::GetAtt"?: string[] };
-  return Ref ?? attribute![0]!;
-}
-
-function statementsOf(role: string): Statement[] {
-  const policies = (resources[role]!.Properties["Policies"] ?? []) as Value[];
-  return policies
-    .map((policy) => ("Fn::If" in policy ? ((policy["Fn::If"] as unknown[])[1] as Value) : policy))
-    .flatMap(({ PolicyDocument }) => (PolicyDocument as { Statement: Value[] }).Statement)
-    .map((one) => ("Fn::If" in one ? (one["Fn::If"] as unknown[])[1] : one) as Statement);
-}
+const statementsOf = (role: string): Statement[] => statementsIn(resources[role]!);
 
 test("cfn-lint finds nothing, and would", async () => {
   expect(lint(TEMPLATE)).toEqual({ status: 0, said: "" });
@@ -204,10 +178,8 @@ describe("a host's queue", () => {
   });
 
   test("its agent may do with it what agents do with the other one, and with no other queue", () => {
-    const of = (policy: Resource): Statement[] =>
-      (policy.Properties["PolicyDocument"] as { Statement: Statement[] }).Statement;
-    const [queue, notes, ...more] = of(host["AgentPolicy"]!);
-    const [usualQueue, usualNotes] = of(resources["AgentPolicy"]!);
+    const [queue, notes, ...more] = statementsIn(host["AgentPolicy"]!);
+    const [usualQueue, usualNotes] = statementsOf("AgentPolicy");
     expect(more).toEqual([]);
     expect(queue).toEqual({ ...usualQueue, Resource: { "Fn::GetAtt": ["Queue", "Arn"] } });
     expect(notes!.Action).toEqual(usualNotes!.Action);
@@ -281,8 +253,7 @@ describe("rights", () => {
     for (const name of ["Dispatch", "DispatchPull", "Pull", "Maintain"]) {
       expect(onNotes(name), name).toEqual(["s3:PutObject /notes/*"]);
     }
-    const { PolicyDocument } = resources["AgentPolicy"]!.Properties as { PolicyDocument: Value };
-    expect(PolicyDocument["Statement"]).toContainEqual({
+    expect(statementsOf("AgentPolicy")).toContainEqual({
       Effect: "Allow",
       Action: "s3:PutObject",
       Resource: { "Fn::Sub": "arn:${AWS::Partition}:s3:::${Bucket}/${NotesPrefix}/notes/*" },
