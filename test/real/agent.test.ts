@@ -185,6 +185,16 @@ test("a queue that is gone is waited for; one that never was is told at once", a
   ]);
 });
 
+test("with a queue that does not answer yet it is up all the same, and says what it waits for", async () => {
+  await AwsStandIn.start();
+  const place = await OrderPlace.make();
+  vi.stubEnv("AWS_ENDPOINT_URL_SQS", "http://127.0.0.1:9"); // nobody is there
+  const agent = new Working("http://127.0.0.1:9/1/work", place, "");
+  await agent.said("queue E_QUEUE");
+  await agent.stop();
+  expect(agent.words).toEqual(["ready", "queue E_QUEUE"]);
+});
+
 test("the source of a host that died is taken over once its lease has ended", async () => {
   const place = await OrderPlace.make();
   const repository = await place.repository();
