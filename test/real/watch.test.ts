@@ -122,6 +122,27 @@ test("memory used up, then time used up: no generation, its order stays, and com
   ]);
 });
 
+test("with too little memory to begin at all: the source is late, and its order where failures go", async () => {
+  const stack = await Stack.start("    rpo: 26h");
+  await stack.place.repository();
+  await stack.aws.send(stack.queue, JSON.stringify(orderFor("web")), "web");
+  stack.deploy({ NODE_OPTIONS: "--max-old-space-size=10" });
+  for (let time = 1; time <= 2; time++) {
+    const Records = await nextOf(stack);
+    await expect(stack.invoke("pull", { Records })).rejects.toThrow("Runtime exited with SIGABRT");
+  }
+  await vi.waitFor(async () => {
+    expect(await stack.aws.receive(stack.queue, 1)).toEqual([]);
+    expect(await stack.aws.counts(stack.letters)).toEqual({ waiting: 1, taken: 0 });
+  }, SOON);
+  stack.deploy({ NODE_OPTIONS: "" });
+  expect((await stack.look()).findings).toEqual([
+    "main/late/nightly/web",
+    "main/late/nightly/gone",
+    "queues/letters/letters.fifo",
+  ]);
+});
+
 test("uploads that were begun and never ended show, until the next backup ends them", async () => {
   const server = await startVersitygw();
   onTestFinished(() => server.stop());

@@ -13,6 +13,9 @@ import { temporaryFolder } from "./folder.ts";
 /** AWS's own runtime client, as it runs in Lambda; test/support/install.sh builds it. */
 const RIC = resolve(import.meta.dirname, "../../.cache/ric/index.mjs");
 
+/** Of a function, MiB. */
+const MEMORY = 512;
+
 interface Invocation {
   readonly id: string;
   readonly event: unknown;
@@ -25,9 +28,8 @@ interface Invocation {
 export interface FunctionOptions {
   /** "pull.handler", of the bundles. */
   readonly handler: string;
+  /** Goes before what Lambda sets, such as NODE_OPTIONS with the size of its heap. */
   readonly environment: Readonly<Record<string, string>>;
-  /** MiB of its heap. */
-  readonly memory?: number;
 }
 
 /**
@@ -82,7 +84,7 @@ export class LambdaService {
   }
 
   #start(): void {
-    const { handler, environment, memory = 512 } = this.#options;
+    const { handler, environment } = this.#options;
     const folder = builtFunctions();
     const log = openSync(this.#log, "a");
     const { port } = this.#server.address() as AddressInfo;
@@ -97,10 +99,10 @@ export class LambdaService {
         AWS_LAMBDA_RUNTIME_API: `127.0.0.1:${port}`,
         AWS_LAMBDA_FUNCTION_NAME: handler.split(".")[0],
         AWS_LAMBDA_FUNCTION_VERSION: "$LATEST",
-        AWS_LAMBDA_FUNCTION_MEMORY_SIZE: String(memory),
+        AWS_LAMBDA_FUNCTION_MEMORY_SIZE: String(MEMORY),
         AWS_LAMBDA_LOG_GROUP_NAME: "/aws/lambda/test",
         AWS_LAMBDA_LOG_STREAM_NAME: "test",
-        NODE_OPTIONS: `--max-old-space-size=${memory}`,
+        NODE_OPTIONS: `--max-old-space-size=${MEMORY}`,
         ...environment,
       },
     });
