@@ -1,5 +1,5 @@
 import { homedir } from "node:os";
-import { join } from "node:path";
+import { join, parse } from "node:path";
 import { AppError } from "./errors.ts";
 import { isNbdUri, parseNbdUri, type NbdAddress } from "./nbd/uri.ts";
 
@@ -150,15 +150,31 @@ export interface QmpSettings {
   readonly disks: readonly string[];
 }
 
-export type SourceSettings = ExportsSettings | QmpSettings;
+/** Images that no VM runs on. */
+export interface ImagesSettings {
+  readonly kind: "image";
+  readonly name: string;
+  readonly images: readonly ImageSettings[];
+}
+
+export interface ImageSettings {
+  /** Its name in the generation; undefined: the one that it had before, else `fallback`. */
+  readonly disk: string | undefined;
+  readonly fallback: string;
+  /** As it was given. */
+  readonly path: string;
+}
+
+export type SourceSettings = ExportsSettings | QmpSettings | ImagesSettings;
 
 const QMP_SCHEME = "qmp:";
+const IMAGE_SCHEME = "image:";
 
 const NAME = /^[A-Za-z0-9._-]{1,128}$/;
 
 /**
- * What to back up, from SOURCE (one NBD URI, or qmp:PATH with `--disk NAME` for some of its disks) or `--disk NAME=URI`
- * repeated, and the name it is kept under.
+ * What to back up, from SOURCE (one NBD URI, image:PATH, or qmp:PATH with `--disk NAME` for some of its disks) or
+ * `--disk NAME=URI` repeated, all of one kind, and the name it is kept under.
  *
  * @throws AppError (usage) E_SOURCE, E_NO_SOURCE_NAME, E_DISK_TWICE and those of `parseNbdUri`.
  */
@@ -179,14 +195,59 @@ export function sourceSettings(
     throw new AppError(
       "usage",
       "E_SOURCE",
-      "Give either one SOURCE (an NBD URI, or qmp:PATH of a QEMU monitor) or --disk NAME=URI, once for each disk",
+      "Give either one SOURCE (an NBD URI, image:PATH, or qmp:PATH of a QEMU monitor) or --disk NAME=URI, once for each disk",
     );
   }
+  if (source === undefined ? diskFlags.some(isImageFlag) : isImageSource(source)) {
+    return imagesSettings(source, diskFlags, nameFlag);
+  }
   const disks = source === undefined ? diskFlags.map(parseDiskFlag) : [singleDisk(source)];
-  const twice = disks.find((disk, index) => disks.findIndex((other) => other.name === disk.name) !== index);
-  if (twice !== undefined) throw new AppError("usage", "E_DISK_TWICE", `Disk ${twice.name} is given twice`);
+  refuseTwice(disks.map(({ name }) => name));
   const exportName = disks.length === 1 ? disks[0]!.address.exportName : "";
   return { kind: "nbd", name: checkName(nameFlag ?? exportName, "the export has no name"), disks };
+}
+
+function imagesSettings(
+  source: string | undefined,
+  diskFlags: readonly string[],
+  nameFlag: string | undefined,
+): ImagesSettings {
+  if (source !== undefined) {
+    const path = imagePath(source);
+    const base = parse(path).name;
+    const fallback = NAME.test(base) ? base : "disk";
+    const name = checkName(nameFlag ?? base, "the file has no name that could be it");
+    return { kind: "image", name, images: [{ disk: undefined, fallback, path }] };
+  }
+  const images = diskFlags.map((flag) => {
+    const [disk, uri = ""] = splitOnce(flag);
+    if (NAME.test(disk) && isImageSource(uri)) return { disk, fallback: disk, path: imagePath(uri) };
+    const message = `Not NAME=image:PATH: "${flag}"; images and NBD exports do not go together`;
+    throw new AppError("usage", "E_SOURCE", message);
+  });
+  refuseTwice(images.map(({ disk }) => disk));
+  return { kind: "image", name: checkName(nameFlag ?? "", "several images have none"), images };
+}
+
+/** True for what is meant as an image that no VM runs on. */
+export function isImageSource(source: string): boolean {
+  return source.startsWith(IMAGE_SCHEME);
+}
+
+function isImageFlag(flag: string): boolean {
+  return isImageSource(splitOnce(flag)[1] ?? "");
+}
+
+/** @throws AppError E_SOURCE (usage). */
+function imagePath(source: string): string {
+  const path = source.slice(IMAGE_SCHEME.length);
+  if (path !== "") return path;
+  throw new AppError("usage", "E_SOURCE", `Not an image: "${source}"; write image:/path/to/disk.qcow2`);
+}
+
+function refuseTwice(disks: readonly string[]): void {
+  const twice = disks.find((disk, index) => disks.indexOf(disk) !== index);
+  if (twice !== undefined) throw new AppError("usage", "E_DISK_TWICE", `Disk ${twice} is given twice`);
 }
 
 /** True for what is meant as the monitor of a running QEMU. */
@@ -213,7 +274,7 @@ function singleDisk(source: string): DiskSettings {
     throw new AppError(
       "usage",
       "E_SOURCE",
-      `Not an NBD URI: "${source}"; write nbd://HOST/EXPORT, nbds://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, or qmp:PATH`,
+      `Not an NBD URI: "${source}"; write nbd://HOST/EXPORT, nbds://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, or qmp:PATH, or image:PATH`,
     );
   }
   const address = parseNbdUri(source);

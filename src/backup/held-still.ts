@@ -73,7 +73,12 @@ export class HeldStillSource implements BackupSource {
   }
 }
 
-async function outlookOf(disk: DiskSource, chunkSize: number, signal: AbortSignal): Promise<DiskOutlook> {
+/** By what a disk says is allocated or, opened with a bitmap, has changed. */
+export async function outlookOf(
+  disk: DiskSource,
+  chunkSize: number,
+  signal: AbortSignal,
+): Promise<DiskOutlook> {
   const { size } = disk;
   let bytes = 0;
   for await (const { first, count, state } of chunkRuns(

@@ -1,11 +1,9 @@
 import { unixAddress } from "../nbd/uri.ts";
-import { chooseParent, unlistedBitmaps, type KnownGeneration } from "../qemu/bitmaps.ts";
-import { parseGenerationBitmap, tokenOfRun } from "../qemu/names.ts";
+import { tokenOfRun } from "../qemu/names.ts";
 import { QemuVm, type OpenedQemuDisk, type QemuSourceOptions } from "../qemu/point-in-time.ts";
-import { compareGenerations } from "../repository/generations.ts";
-import type { StoredManifest } from "../repository/manifest.ts";
+import { candidates, knownGeneration, planByBitmaps } from "./bitmap-plan.ts";
 import { closeExports, openExports } from "./nbd-exports.ts";
-import { fullWay, incrementalWay, rescanWay, type DiskWay, type Plan } from "./plan.ts";
+import type { DiskWay, Plan } from "./plan.ts";
 import type { PointInTime } from "./point-in-time.ts";
 import type { BackupSource, DiskOutlook, EarlierGenerations } from "./source.ts";
 
@@ -46,33 +44,15 @@ export class QemuSource implements BackupSource {
   }
 
   async plan(earlier: EarlierGenerations, signal: AbortSignal): Promise<Plan> {
-    const { full, source, repository, warn } = this.#wish;
-    const manifests = await this.#candidates(earlier);
+    const { repository, warn } = this.#wish;
+    const manifests = await candidates(earlier, this.#vm.disks, repository);
     const known = manifests.map(knownGeneration);
     if (this.#purpose === "backup") {
       for (const disk of await this.#vm.mergeBack(repository, known, signal))
         warn(`The bitmaps of disk ${disk} were joined again: an earlier backup ended between them`);
     }
     const { disks, vm } = this.#vm;
-    for (const { disk, generation } of unlistedBitmaps(disks, repository, known)) {
-      warn(
-        `Disk ${disk} has a bitmap of generation ${generation}, which the repository does not list: its run ended before ` +
-          "the commit, or somebody deleted it",
-      );
-    }
-    if (full) return { parent: undefined, ways: this.#all(() => fullWay("asked for with --full")) };
-    const choice = chooseParent({ disks, nodes: vm.nodes }, repository, known);
-    const parent = manifests.find(({ generation }) => generation === choice.parent);
-    if (parent === undefined) {
-      return { parent, ways: this.#all(() => fullWay(`first generation of ${source}`)) };
-    }
-    const way = (disk: string): DiskWay => {
-      const { bitmap, reason } = choice.ways.get(disk)!;
-      return bitmap === undefined
-        ? rescanWay(parent, disk, reason)
-        : incrementalWay(parent, disk, bitmap, reason);
-    };
-    return { parent, ways: this.#all(way) };
+    return planByBitmaps(this.#wish, { disks, nodes: vm.nodes }, manifests);
   }
 
   async open(plan: Plan, generation: string, signal: AbortSignal): Promise<PointInTime> {
@@ -123,28 +103,6 @@ export class QemuSource implements BackupSource {
   async close(): Promise<void> {
     await this.#vm.close();
   }
-
-  /** The newest generation and those that the VM has bitmaps of, newest first; a GET for each, so not all there are. */
-  async #candidates({ latest, byId }: EarlierGenerations): Promise<StoredManifest[]> {
-    const { repository } = this.#wish;
-    const ids = new Set<string>();
-    for (const { name } of this.#vm.disks.flatMap(({ bitmaps }) => bitmaps)) {
-      const of = parseGenerationBitmap(name);
-      if (of?.repository === repository && of.generation !== latest?.generation) ids.add(of.generation);
-    }
-    const found = await Promise.all([...ids].map((id) => byId(id)));
-    return [latest, ...found]
-      .filter((manifest) => manifest !== undefined)
-      .sort((a, b) => compareGenerations(b, a));
-  }
-
-  #all(way: (disk: string) => DiskWay): Map<string, DiskWay> {
-    return new Map(this.#vm.disks.map(({ name }) => [name, way(name)]));
-  }
-}
-
-function knownGeneration({ generation, disks }: StoredManifest): KnownGeneration {
-  return { generation, disks: new Map(disks.map(({ name, size, bitmap }) => [name, { size, bitmap }])) };
 }
 
 function exportOf({

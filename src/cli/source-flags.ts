@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import type { BackupRequest } from "../backup/request.ts";
 import { AppError } from "../errors.ts";
-import { connectorOf, type SourceWish } from "../jobs/connect-source.ts";
+import { connectorOf, wantedImages, type SourceWish } from "../jobs/connect-source.ts";
 import type { Session } from "../session/session.ts";
 import { parseTags, sourceSettings, type SourceSettings } from "../settings.ts";
 import type { CliContext } from "./action.ts";
@@ -17,6 +17,8 @@ export interface SourceFlags extends RepositoryFlags, QemuFlags {
   readonly tag: readonly string[];
   readonly bitmap?: string;
   readonly parent?: string;
+  readonly format?: string;
+  readonly leaveImages?: boolean;
   readonly connections?: string;
   readonly dedup: string;
 }
@@ -27,18 +29,20 @@ export function addSourceFlags(command: Command): Command {
   command
     .argument(
       "[source]",
-      "qmp:PATH, or an NBD URI: nbd://HOST[:PORT]/EXPORT, nbds://…, nbd+unix:///EXPORT?socket=PATH",
+      "qmp:PATH, image:PATH, or an NBD URI: nbd://HOST[:PORT]/EXPORT, nbds://…, nbd+unix:///EXPORT?socket=PATH",
     )
-    .option("--name <NAME>", "the source's name in the repository (default: the export's name)")
+    .option("--name <NAME>", "the source's name in the repository (default: the export's or image's name)")
     .option(
       "--disk <DISK>",
-      "NAME=URI: a disk of the generation; qmp: NAME, only this one; repeatable",
+      "NAME=URI or NAME=image:PATH: a disk of the generation; qmp: NAME, only this one; repeatable",
       collect,
       [],
     )
     .option("--full", "read everything and stand on no earlier generation")
     .option("--bitmap <NAME>", "QEMU dirty bitmap of the exports, recording since --parent")
     .option("--parent <GENERATION>", "the generation that the bitmap belongs to")
+    .option("--format <FORMAT>", "image: raw, qcow2, vmdk, vdi, vhdx or vpc, where the name does not tell")
+    .option("--leave-images", "image: begin no dirty bitmap in them, and read all the next time")
     .option("--tag <KEY=VALUE>", "a label kept with the generation; repeat for several", collect, [])
     .option("--connections <N>", "NBD connections a disk (default 4, where the server allows several)")
     .option(
@@ -51,7 +55,7 @@ export function addSourceFlags(command: Command): Command {
 
 /**
  * Checks the flags. @returns what is asked for, once the repository is open.
- * @throws AppError (usage): those of `sourceSettings`, `parseTags`, `qemuOptions`; E_FLAG, E_CONNECTIONS.
+ * @throws AppError (usage): those of `sourceSettings`, `parseTags`, `qemuOptions`; E_FLAG, E_CONNECTIONS, E_IMAGE_FORMAT.
  */
 export function requestOf(
   flags: SourceFlags,
@@ -81,12 +85,21 @@ export function requestOf(
 function wishOf(source: SourceSettings, flags: SourceFlags, warn: (message: string) => void): SourceWish {
   const { full = false, bitmap, parent } = flags;
   const common = { full, connections: parseConnections(flags.connections) };
-  if (source.kind === "nbd") return { ...common, source, bitmap, parent };
-  if (bitmap === undefined && parent === undefined) {
-    return { ...common, source, qemu: qemuOptions(flags, source.qmp, source.disks, warn) };
+  const ofImages = flags.format !== undefined || flags.leaveImages !== undefined;
+  if (source.kind !== "image" && ofImages) {
+    throw new AppError("usage", "E_FLAG", "--format and --leave-images are for images: image:PATH");
   }
-  const message = "--bitmap and --parent are for NBD exports: of a QEMU the right bitmap is found by itself";
-  throw new AppError("usage", "E_FLAG", message);
+  if (source.kind === "nbd") return { ...common, source, bitmap, parent };
+  if (bitmap !== undefined || parent !== undefined) {
+    const message =
+      "--bitmap and --parent are for NBD exports: of QEMU and images the right one is found by itself";
+    throw new AppError("usage", "E_FLAG", message);
+  }
+  if (source.kind === "image") {
+    const leave = flags.leaveImages ?? false;
+    return { ...common, source, images: wantedImages(source, flags.format), leave, warn };
+  }
+  return { ...common, source, qemu: qemuOptions(flags, source.qmp, source.disks, warn) };
 }
 
 function parseConnections(text: string | undefined): number | undefined {

@@ -3,15 +3,11 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import type { DiskTarget } from "../disk/disk.ts";
 import { PartialFile } from "../disk/partial-file.ts";
-import { AppError, hasCode } from "../errors.ts";
 import { runProgram, startProgram, type RunningProgram } from "../flow/programs.ts";
-import { pause } from "../flow/retry.ts";
 import { openNbdTarget } from "../nbd/target.ts";
 import { parseNbdUri } from "../nbd/uri.ts";
+import { whenServed } from "./served.ts";
 import { expectVmdkName, renameVmdk } from "./vmdk-name.ts";
-
-/** How long qemu-nbd may take to listen, in milliseconds. */
-const START_MS = 20_000;
 
 /** Formats of images that QEMU's tools make and we write through them. */
 export type ImageFormat = "qcow2" | "vmdk";
@@ -73,7 +69,7 @@ export async function createImage(
       file.path,
     ]);
     const uri = `nbd+unix:///disk?socket=${encodeURIComponent(socket)}`;
-    disk = await openWhenServed(uri, server, signal);
+    disk = await whenServed(server, (until) => openNbdTarget(parseNbdUri(uri), {}, until), signal);
   } catch (error) {
     await close();
     throw error;
@@ -100,27 +96,4 @@ function freshDisk(disk: DiskTarget, path: string): DiskTarget {
     flush: (signal) => disk.flush(signal),
     close: () => disk.close(),
   };
-}
-
-/** Its socket is there before anybody listens on it, and whoever comes too early is refused. */
-async function openWhenServed(uri: string, server: RunningProgram, signal: AbortSignal): Promise<DiskTarget> {
-  const dead = new AbortController();
-  server.died.catch((reason: unknown) => dead.abort(reason));
-  const either = AbortSignal.any([signal, dead.signal]);
-  const deadline = performance.now() + START_MS;
-  for (;;) {
-    try {
-      return await openNbdTarget(parseNbdUri(uri), {}, either);
-    } catch (error) {
-      either.throwIfAborted();
-      if (!hasCode(error, "E_NBD_CONNECT")) throw error;
-      if (performance.now() > deadline) throw silent(error);
-      await pause(10, either);
-    }
-  }
-}
-
-function silent(cause: unknown): AppError {
-  const message = `qemu-nbd did not begin to serve within ${START_MS / 1000} s`;
-  return new AppError("source", "E_PROGRAM", message, {}, cause);
 }

@@ -1,8 +1,11 @@
+import { resolve } from "node:path";
+import { ImageSource, type WantedImage } from "../backup/images.ts";
 import { nbdExports } from "../backup/nbd-exports.ts";
 import { QemuSource } from "../backup/qemu-vm.ts";
 import type { BackupRequest } from "../backup/request.ts";
+import { imageFormat } from "../image/formats.ts";
 import type { QemuSourceOptions } from "../qemu/point-in-time.ts";
-import { sourceSettings, type ExportsSettings, type QmpSettings } from "../settings.ts";
+import { sourceSettings, type ExportsSettings, type ImagesSettings, type QmpSettings } from "../settings.ts";
 import type { SourceEntry } from "./schema.ts";
 
 /** On disk rather than in memory, as /tmp often is: it has to hold what the guest overwrites while it is backed up. */
@@ -26,7 +29,14 @@ export type SourceWish =
       readonly bitmap: string | undefined;
       readonly parent: string | undefined;
     })
-  | (CommonWish & { readonly source: QmpSettings; readonly qemu: QemuSourceOptions });
+  | (CommonWish & { readonly source: QmpSettings; readonly qemu: QemuSourceOptions })
+  | (CommonWish & {
+      readonly source: ImagesSettings;
+      readonly images: readonly WantedImage[];
+      /** Begin no bitmap in them. */
+      readonly leave: boolean;
+      warn(message: string): void;
+    });
 
 /** What a backup connects to its source with. @param repository its id, which names what is left in a QEMU. */
 export function connectorOf(wish: SourceWish, repository: string): BackupRequest["connect"] {
@@ -41,6 +51,10 @@ export function connectorOf(wish: SourceWish, repository: string): BackupRequest
         signal,
       );
   }
+  if ("images" in wish) {
+    const images = { ...wish, source: wish.source.name, repository };
+    return (_run, _purpose, signal) => ImageSource.connect(images, signal);
+  }
   const { source, bitmap, parent } = wish;
   const heldStill = { source: source.name, full, bitmap, parent };
   return () => Promise.resolve(nbdExports(heldStill, source.disks, connections));
@@ -53,6 +67,10 @@ export function wishOf(name: string, entry: SourceEntry, warn: (message: string)
   const source = sourceSettings(uri, uri === undefined ? exports : (disks ?? []), name);
   const common = { full: false, connections };
   if (source.kind === "nbd") return { ...common, source, bitmap: undefined, parent: undefined };
+  if (source.kind === "image") {
+    const leave = entry.leave_images ?? false;
+    return { ...common, source, images: wantedImages(source, entry.format), leave, warn };
+  }
   const qemu: QemuSourceOptions = {
     qmp: source.qmp,
     agent: entry.guest_agent,
@@ -65,4 +83,13 @@ export function wishOf(name: string, entry: SourceEntry, warn: (message: string)
     warn,
   };
   return { ...common, source, qemu };
+}
+
+/** @param format of all of them; undefined: as their names tell. @throws AppError E_IMAGE_FORMAT (usage). */
+export function wantedImages({ images }: ImagesSettings, format: string | undefined): WantedImage[] {
+  return images.map((image) => ({
+    ...image,
+    path: resolve(image.path),
+    format: imageFormat(image.path, format),
+  }));
 }

@@ -1,7 +1,8 @@
 import { z } from "zod";
 import { parseSize } from "../bytes/size.ts";
 import { AppError } from "../errors.ts";
-import { isQmpSource, parseQueueUrl, sourceSettings } from "../settings.ts";
+import { IMAGE_FORMATS, imageFormat } from "../image/formats.ts";
+import { isImageSource, isQmpSource, parseQueueUrl, sourceSettings } from "../settings.ts";
 import { parseRate } from "../store/allowance.ts";
 import { parseLocation } from "../store/location.ts";
 import { Calendar, parseDuration } from "../upkeep/calendar.ts";
@@ -88,17 +89,21 @@ const repository = z
 const source = z
   .strictObject({
     uri: text(
-      "qmp:/path/to/qmp.sock, or one NBD URI",
+      "qmp:/path/to/qmp.sock, image:/path/to/disk.qcow2, or one NBD URI",
       same((uri) => sourceSettings(uri, [], "any")),
     ).optional(),
     uris: named(
       text(
-        "NBD URI of the disk",
+        "NBD URI of the disk, or image:PATH",
         same((uri) => sourceSettings(undefined, [`disk=${uri}`], "any")),
       ),
     )
-      .meta({ description: "Several NBD exports as the disks of one source: DISK: URI" })
+      .meta({ description: "Several NBD exports, or images, as the disks of one source: DISK: URI" })
       .optional(),
+    format: oneOf(IMAGE_FORMATS)
+      .meta({ description: "image: its format, where its name does not tell" })
+      .optional(),
+    leave_images: z.boolean().meta({ description: "image: begin no dirty bitmap in it" }).optional(),
     disks: z
       .array(name)
       .min(1)
@@ -131,6 +136,12 @@ const source = z
       context.addIssue({ code: "custom", message: "give either uri, or uris with one for each disk" });
       return;
     }
+    const images = [entry.uri ?? "", ...Object.values(entry.uris ?? {})].filter(isImageSource);
+    for (const image of images) attempt(image, (path) => imageFormat(path, entry.format), context);
+    for (const field of IMAGE_ONLY.filter((one) => images.length === 0 && entry[one] !== undefined)) {
+      const message = "only of an image that no VM runs on (uri: image:PATH)";
+      context.addIssue({ code: "custom", path: [field], message });
+    }
     if (entry.uri !== undefined && isQmpSource(entry.uri)) return;
     for (const field of QMP_ONLY.filter((one) => entry[one] !== undefined)) {
       const message = "only of a QEMU that is backed up over its monitor (uri: qmp:PATH)";
@@ -138,6 +149,8 @@ const source = z
     }
   })
   .readonly();
+
+const IMAGE_ONLY = ["format", "leave_images"] as const;
 
 const QMP_ONLY = [
   "disks",

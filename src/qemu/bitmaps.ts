@@ -1,11 +1,24 @@
 import { formatSize } from "../bytes/size.ts";
-import type { Vm, VmBitmap, VmDisk } from "./inventory.ts";
+import type { VmBitmap, VmDisk, VmNode } from "./inventory.ts";
 import { generationBitmap, parseGenerationBitmap } from "./names.ts";
 
 /**
  * The ledger: which bitmaps on a VM's disks still say what changed since a generation of the repository, and which
- * must go. Nothing here asks QEMU; bitmaps are only ever told apart by name, never by place or content.
+ * must go. Nothing here asks QEMU, and it is the same for images that no VM runs on; bitmaps are only ever told apart by name,
+ * never by place or content.
  */
+
+export type LedgerBitmap = Pick<VmBitmap, "name" | "recording" | "busy" | "inconsistent">;
+
+export interface LedgerDisk extends Pick<VmDisk, "name" | "node" | "driver" | "size" | "canPersist"> {
+  readonly bitmaps: readonly LedgerBitmap[];
+}
+
+/** Disks, and whatever else has bitmaps: images below a snapshot. */
+export interface Ledger {
+  readonly disks: readonly LedgerDisk[];
+  readonly nodes: readonly (Pick<VmNode, "name"> & { readonly bitmaps: readonly LedgerBitmap[] })[];
+}
 
 export interface KnownDisk {
   readonly size: number;
@@ -60,7 +73,7 @@ export interface HalfThread {
  * @param known newest first.
  */
 export function chooseParent(
-  vm: Pick<Vm, "disks" | "nodes">,
+  vm: Ledger,
   repository: string,
   known: readonly KnownGeneration[],
 ): ParentChoice {
@@ -78,20 +91,11 @@ export function chooseParent(
   return { parent: undefined, ways: new Map(vm.disks.map((disk) => [disk.name, first])) };
 }
 
-function waysFrom(
-  vm: Pick<Vm, "disks" | "nodes">,
-  repository: string,
-  parent: KnownGeneration,
-): ReadonlyMap<string, BitmapWay> {
+function waysFrom(vm: Ledger, repository: string, parent: KnownGeneration): ReadonlyMap<string, BitmapWay> {
   return new Map(vm.disks.map((disk) => [disk.name, wayOf(vm, disk, repository, parent)]));
 }
 
-function wayOf(
-  vm: Pick<Vm, "disks" | "nodes">,
-  disk: VmDisk,
-  repository: string,
-  parent: KnownGeneration,
-): BitmapWay {
+function wayOf(vm: Ledger, disk: LedgerDisk, repository: string, parent: KnownGeneration): BitmapWay {
   const id = parent.generation;
   const before = parent.disks.get(disk.name);
   const name = before?.bitmap ?? generationBitmap(repository, id, disk.name);
@@ -110,8 +114,8 @@ function wayOf(
 }
 
 function whyMissing(
-  { nodes }: Pick<Vm, "nodes">,
-  disk: VmDisk,
+  { nodes }: Pick<Ledger, "nodes">,
+  disk: LedgerDisk,
   repository: string,
   generation: string,
 ): string {
@@ -134,7 +138,7 @@ function whyMissing(
  * repository and disk stays. Those of other repositories and names of others are never among them, nor those in use.
  */
 export function staleBitmaps(
-  disks: readonly VmDisk[],
+  disks: readonly LedgerDisk[],
   repository: string,
   generation: string,
 ): PlacedBitmap[] {
@@ -147,7 +151,7 @@ export function staleBitmaps(
 
 /** Bitmaps of this repository whose generation it does not list: a run that died, or a generation that was deleted. */
 export function unlistedBitmaps(
-  disks: readonly VmDisk[],
+  disks: readonly LedgerDisk[],
   repository: string,
   known: readonly KnownGeneration[],
 ): PlacedBitmap[] {
@@ -163,7 +167,7 @@ export function unlistedBitmaps(
  * Disabled bitmaps of this repository. A new bitmap must not begin beside one: the pair would look like a half-way
  * thread (`halfThreads`), although what changed before the new one began is in neither.
  */
-export function disabledBitmaps(disk: VmDisk, repository: string): PlacedBitmap[] {
+export function disabledBitmaps(disk: LedgerDisk, repository: string): PlacedBitmap[] {
   return ownBitmaps(disk, repository)
     .filter(({ bitmap }) => isDisabled(bitmap))
     .map(({ placed }) => placed);
@@ -177,13 +181,13 @@ export function disabledBitmaps(disk: VmDisk, repository: string): PlacedBitmap[
  * @param known newest first.
  */
 export function halfThreads(
-  disks: readonly VmDisk[],
+  disks: readonly LedgerDisk[],
   repository: string,
   known: readonly KnownGeneration[],
 ): HalfThread[] {
   return disks.flatMap((disk) => {
     const own = ownBitmaps(disk, repository).filter(({ belongsTo }) => belongsTo === disk.name);
-    const bitmapOf = (generation: string): VmBitmap | undefined =>
+    const bitmapOf = (generation: string): LedgerBitmap | undefined =>
       own.find(({ placed }) => placed.generation === generation)?.bitmap;
     const newest = known.map((one) => bitmapOf(one.generation)).find((bitmap) => bitmap !== undefined);
     if (newest === undefined || !isDisabled(newest)) return [];
@@ -198,18 +202,18 @@ export function halfThreads(
 }
 
 /** Whether it can be relied on from now on. */
-export function isRecording(bitmap: VmBitmap): boolean {
+export function isRecording(bitmap: LedgerBitmap): boolean {
   return bitmap.recording && !bitmap.inconsistent && !bitmap.busy;
 }
 
-function isDisabled(bitmap: VmBitmap): boolean {
+function isDisabled(bitmap: LedgerBitmap): boolean {
   return !bitmap.recording && !bitmap.inconsistent && !bitmap.busy;
 }
 
 function ownBitmaps(
-  disk: VmDisk,
+  disk: LedgerDisk,
   repository: string,
-): { readonly placed: PlacedBitmap; readonly belongsTo: string; readonly bitmap: VmBitmap }[] {
+): { readonly placed: PlacedBitmap; readonly belongsTo: string; readonly bitmap: LedgerBitmap }[] {
   return disk.bitmaps.flatMap((bitmap) => {
     const of = parseGenerationBitmap(bitmap.name);
     if (of?.repository !== repository) return [];
