@@ -1,5 +1,7 @@
+import { execFile } from "node:child_process";
 import { copyFile, mkdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { KiB, MiB } from "../../src/bytes/size.ts";
 import { AppError } from "../../src/errors.ts";
@@ -17,7 +19,7 @@ import { attachLoop, loopDevicesWork } from "../support/loop-device.ts";
 import { memoryRepository, TEST_REPOSITORY } from "../support/memory-repository.ts";
 import { failure } from "../support/outcomes.ts";
 import { startQemuNbd } from "../support/qemu-nbd.ts";
-import { startQemuVm } from "../support/qemu-vm.ts";
+import { QEMU, startQemuVm } from "../support/qemu-vm.ts";
 
 const SIZE = 16 * MiB;
 const never = new AbortController().signal;
@@ -217,7 +219,7 @@ describe("with a VM", () => {
           if (operation !== "part" || begun.has(operation)) return; // the first bytes that were read
           begun.add(operation);
           for (const path of Object.values(images)) {
-            refused.push(await failure(startQemuVm({ disks: [{ node: "drive0", path }] })));
+            refused.push(await failure(runVm(path)));
             refused.push(await failure(qemuIo("qcow2", path, "write 0 64k")));
           }
         },
@@ -330,7 +332,7 @@ describe("no change is lost", () => {
     async (_, change, code) => {
       const image = await newImage();
       const first = await web.backup(image);
-      const afterPlan = async (): Promise<void> => void (await change(image));
+      const afterPlan = (): Promise<void> => change(image);
       await expect(web.backup(image, { afterPlan })).rejects.toMatchObject({ kind: "source", code });
       expect(await bitmapsIn(image)).toEqual([bitmapOf(first)]);
       const second = await web.backup(image);
@@ -520,6 +522,13 @@ test("a raw image that begins as a qcow2 image does is read as raw: its guest wr
 
 function uuid(number: number): string {
   return `01990000-0000-7000-8000-${String(number).padStart(12, "0")}`;
+}
+
+/** Fails with what QEMU says, if it does not run. */
+async function runVm(image: string): Promise<void> {
+  const drive = `file=${image},format=qcow2,if=virtio`;
+  const args = ["-machine", "pc", "-accel", "tcg", "-m", "16", "-nodefaults", "-display", "none", "-S"];
+  await promisify(execFile)(QEMU, [...args, "-drive", drive], { timeout: 20_000 });
 }
 
 async function grow(image: string): Promise<void> {
