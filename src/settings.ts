@@ -238,8 +238,8 @@ function isImageFlag(flag: string): boolean {
   return isImageSource(splitOnce(flag)[1] ?? "");
 }
 
-/** @throws AppError E_SOURCE (usage). */
-function imagePath(source: string): string {
+/** The path in image:PATH. @throws AppError E_SOURCE (usage). */
+export function imagePath(source: string): string {
   const path = source.slice(IMAGE_SCHEME.length);
   if (path !== "") return path;
   throw new AppError("usage", "E_SOURCE", `Not an image: "${source}"; write image:/path/to/disk.qcow2`);

@@ -12,7 +12,7 @@ import { EXIT_CODE, EXIT_WARNINGS } from "../../src/cli/exit-codes.ts";
 import { buildProgram } from "../../src/cli/main.ts";
 import { runCli } from "../support/cli.ts";
 import { commandsBelow, parseLine } from "../support/command-lines.ts";
-import { nbdkit, qemuImg, qemuIo } from "../support/exported-images.ts";
+import { createQcow2, nbdkit, qemuImg, qemuIo } from "../support/exported-images.ts";
 import { compareFiles } from "../support/images.ts";
 import { attachLoop, loopDevicesWork } from "../support/loop-device.ts";
 import { bootGuest } from "../support/guest/guest.ts";
@@ -81,7 +81,7 @@ describe("what README.md and --help say is what the program knows", () => {
       ...commandsBelow(program).flatMap(({ command }) => flagsOf(command)),
       "--help",
     ]);
-    const others = /^(qemu-nbd|guestmount|npm|-\w+) /;
+    const others = /^(qemu-nbd|qemu-img|guestmount|npm|-\w+) /;
     const text = [...BLOCK_LINES, ...INLINE].filter((line) => !others.test(line)).join("\n");
     const named = [...text.matchAll(/(?<![\w-])--?[a-z][a-z-]*/g)].map(([flag]) => flag);
     expect(named.length).toBeGreaterThan(15);
@@ -181,6 +181,9 @@ describe("README.md, line by line", () => {
     await qemuImg("create", "-q", "-f", "qcow2", image!, "8M");
     await qemuIo("qcow2", image!, "write -P 1 0 3M", "write -P 2 5M 1M");
     await qemuImg("bitmap", "--add", image!, "b1");
+    await mkdir(join(folder, "images"));
+    for (const name of ["template", "a"]) await createQcow2(join(folder, `images/${name}.qcow2`), 8 * MiB);
+    await writeFile(join(folder, "images/b.raw"), Buffer.alloc(MiB, 1));
     const target = await nbdkit(["memory", "8M"]);
     await writeFile(join(folder, "device"), Buffer.alloc(9 * MiB, 0xaa));
     const device = loopDevicesWork() ? attachLoop(join(folder, "device")) : join(folder, "device");
@@ -197,6 +200,7 @@ describe("README.md, line by line", () => {
       [/\/vms\?endpoint=[^&']*/, `/others?endpoint=${minio.endpoint}`], // a second repository, by its URL alone
       [/\/run\/serve\.sock/, join(folder, "serve.sock")],
       [/\/var\/lib\/blockhaul/, folder],
+      [/(?<=image:)\/var\/lib\/vm(?=\/)/g, join(folder, "images")],
       [/socket=\/(?:tmp|run)\/web\.sock/, `socket=${socket!}`],
       [/--fork/, `--fork --pid-file=${pid!}`],
       [/\/dev\/vg0\/web/, device],

@@ -14,10 +14,12 @@ interface Flags extends SourceFlags {
 
 export function backupCommand(): Command {
   const command = new Command("backup")
-    .summary("back up a running VM, or NBD exports, as a new generation")
+    .summary("back up a running VM, idle images, or NBD exports, as a new generation")
     .description(
       `Backs up a running QEMU over its monitor (qmp:PATH): freezes the guest, has QEMU make a point in time and begin new
 dirty bitmaps in one go, thaws at once, and reads what changed since the last generation.
+
+Or images that no VM runs on (image:PATH): qcow2 by the dirty bitmaps that are begun in them, the others as a whole.
 
 Or NBD exports that hold still: qemu-nbd -r on an idle image, a fleecing export. Without --bitmap the newest generation is
 compared: what the export says is allocated is read, and only what is new is stored (a rescan). The first generation of
@@ -30,6 +32,7 @@ a name is a full. With --bitmap only what the dirty bitmap names is read.`,
       `
 Examples:
   blockhaul backup -r s3://my-bucket/vms qmp:/run/web/qmp.sock --name web --guest-agent /run/web/qga.sock
+  blockhaul backup -r /backup/vms image:/var/lib/vm/web.qcow2
   blockhaul backup -r /backup/vms nbd://127.0.0.1/web --name web
   blockhaul backup -r s3://my-bucket/vms 'nbd+unix:///vda?socket=/run/web.sock' --name web
   blockhaul backup -r s3://my-bucket/vms --name db --disk vda=nbd://h/vda --disk vdb=nbd://h/vdb

@@ -1,13 +1,16 @@
 import { execFile } from "node:child_process";
+import { resolve } from "node:path";
 import { Command } from "commander";
 import { AppError, messageOf } from "../../errors.ts";
+import { imageFormat } from "../../image/formats.ts";
+import { inspectImage } from "../../image/inspect.ts";
 import { describeExport } from "../../nbd/exports.ts";
 import { isNbdUri, parseNbdUri } from "../../nbd/uri.ts";
 import { checkUpVm } from "../../qemu/vm-checkup.ts";
 import { checkClock } from "../../repository/clock.ts";
 import type { Repository } from "../../repository/config.ts";
 import type { Password } from "../../repository/key-slots.ts";
-import { isQmpSource, qmpPath } from "../../settings.ts";
+import { imagePath, isImageSource, isQmpSource, qmpPath } from "../../settings.ts";
 import { action, type CliContext } from "../action.ts";
 import { table } from "../output.ts";
 import { repositoryPassword } from "../password.ts";
@@ -37,7 +40,7 @@ With --fix what dead backups left in a VM goes, as it does when the next one beg
 temporary bitmaps; a VM that stands because of them runs on, and a guest that one of them left frozen is thawed. Nothing of
 others is touched, and nothing while a backup is running.`,
     )
-    .argument("[source]", "a source to look at as well: qmp:PATH, or an NBD URI")
+    .argument("[source]", "a source to look at as well: qmp:PATH, image:PATH, or an NBD URI")
     .option("--fix", "qmp: clear what dead backups left")
     .option("--guest-agent <PATH>", "qmp: socket of the guest agent");
   return addScratchFlag(command)
@@ -56,13 +59,18 @@ Examples:
         const password = repositoryPassword(); // before any program is started, which would inherit it
         const findings: Finding[] = [
           { check: "node", status: "ok", detail: process.versions.node },
-          await program("qemu-nbd", "restores to qcow2 need it (apt install qemu-utils)"),
+          await program(
+            "qemu-nbd",
+            "restores to qcow2, and images as sources, need it (apt install qemu-utils)",
+          ),
         ];
         if (flags.repository !== undefined || process.env["BLOCKHAUL_REPOSITORY"] !== undefined) {
           findings.push(await examine("repository", cli, () => lookAtRepository(flags, password, cli)));
         }
         if (source !== undefined && isQmpSource(source))
           findings.push(...(await lookAtVm(source, flags, cli)));
+        else if (source !== undefined && isImageSource(source))
+          findings.push(await examine("image", cli, () => lookAtImage(source, cli.run.signal)));
         else if (source !== undefined) {
           findings.push(await examine("export", cli, () => lookAtExport(source, cli.run.signal)));
         }
@@ -127,9 +135,20 @@ async function lookAtRepository(
   return await withRepository(flags, cli, look, password);
 }
 
+async function lookAtImage(source: string, signal: AbortSignal): Promise<string> {
+  const path = resolve(imagePath(source));
+  const image = await inspectImage(path, imageFormat(path, undefined), signal);
+  const keeps = image.canPersist ? `${image.bitmaps.length} dirty bitmaps` : "keeps no dirty bitmaps";
+  return `${image.size} bytes, ${image.format}, ${image.below.length} images below, ${keeps}; no VM runs on it`;
+}
+
 async function lookAtExport(source: string, signal: AbortSignal): Promise<string> {
   if (!isNbdUri(source)) {
-    throw new AppError("usage", "E_SOURCE", `Not an NBD URI, nor qmp:PATH of a QEMU monitor: "${source}"`);
+    throw new AppError(
+      "usage",
+      "E_SOURCE",
+      `Not an NBD URI, nor qmp:PATH of a QEMU monitor, nor image:PATH: "${source}"`,
+    );
   }
   const found = await describeExport(parseNbdUri(source), signal);
   const features = [
