@@ -37,6 +37,14 @@ async function expectRestores({ generation }: GenerationJson, disk = image): Pro
 test("image:PATH is a source: named by its file, planned, backed up, restored", async () => {
   const first = await backUp(`image:${image}`);
   expect(first).toMatchObject({ source: "web", kind: "full", disks: [{ name: "web", size: 16 * MiB }] });
+  expect(await repository.json("doctor", `image:${image}`)).toMatchObject({
+    findings: expect.arrayContaining([
+      expect.objectContaining({
+        check: "image",
+        detail: `${16 * MiB} bytes, qcow2, 0 images below, 1 dirty bitmaps; no VM runs on it`,
+      }),
+    ]) as object[],
+  });
   await qemuIo("qcow2", image, "write -P 2 8M 1M");
   const plan = await repository.json("plan", `image:${image}`);
   expect(plan).toMatchObject({ disks: [{ name: "web", kind: "incremental", read: { max: MiB } }] });
