@@ -137,6 +137,20 @@ async function frontToBack(rounds: number): Promise<Finding[]> {
   });
 }
 
+/** nbdkit's S3.py, which Debian has not; it needs nbdkit-plugin-python and python3-boto3. */
+const S3_PLUGIN = process.env["NBDKIT_S3_PLUGIN"];
+
+function s3PluginArguments(server: S3Server, bucket: string): string[] {
+  return [
+    S3_PLUGIN!,
+    `endpoint-url=${server.endpoint}`,
+    `access-key=${server.accessKey}`,
+    `secret-key=${server.secretKey}`,
+    `bucket=${bucket}`,
+    "key=random.raw",
+  ];
+}
+
 /** 4 KiB reads at random places of 1 GiB of data, 16 in flight; prints how many a second. */
 const RANDOM_READER = `
 import random, time, nbd
@@ -195,14 +209,21 @@ async function hereAndThere(rounds: number): Promise<Finding[]> {
           },
         },
         "nbdkit curl": { run: () => throughNbdkit(reader, "curl", `url=${url}`) },
+        ...(S3_PLUGIN !== undefined && {
+          "nbdkit S3": { run: () => throughNbdkit(reader, "python", ...s3PluginArguments(server, bucket)) },
+        }),
         ...(findProgram("fusermount3") !== undefined && {
           "rclone mount": { run: () => throughRclone(reader, folder, server, bucket) },
         }),
       });
       const rclone = sides["rclone mount"];
+      const s3 = sides["nbdkit S3"];
       return [
         note("random 4 KiB reads, 16 in flight, of serve", `${rateOf(sides["serve"]!)} a second`),
-        ratioAtMost("serve / nbdkit's curl plugin, wall", sides["serve"]!, sides["nbdkit curl"]!, RANDOM_BAR),
+        note("the same of nbdkit's curl plugin", `${rateOf(sides["nbdkit curl"]!)} a second`),
+        s3 === undefined
+          ? note("serve / nbdkit's S3 plugin", "NBDKIT_S3_PLUGIN does not say where it is")
+          : ratioAtMost("serve / nbdkit's S3 plugin, wall", sides["serve"]!, s3, RANDOM_BAR),
         rclone === undefined
           ? note("serve / rclone mount", "no fusermount3 here")
           : ratioAtMost("serve / rclone mount, wall", sides["serve"]!, rclone, RANDOM_BAR),
