@@ -103,3 +103,22 @@ test("only src/store and src/queue know the AWS SDK", () => {
   const users = files.filter((file) => importsOf(file).some((name) => /^@(aws-sdk|smithy)\//.test(name)));
   expect(users.filter((file) => !["store", "queue"].includes(folderOf(file)))).toEqual([]);
 });
+
+/** What is loaded together with a file: no types, and nothing that is imported when it is needed. */
+function loadedBy(file: string, loaded = new Set<string>()): Set<string> {
+  if (loaded.has(file)) return loaded;
+  loaded.add(file);
+  const text = readFileSync(join(SRC, file), "utf8").replaceAll(/^import type [^;]+;$/gm, "");
+  for (const [, specifier] of text.matchAll(/^(?:import|export)[^;(]*?from "([^"]+)";$/gm)) {
+    if (specifier!.startsWith(".")) loadedBy(relative(SRC, resolve(SRC, dirname(file), specifier!)), loaded);
+    else loaded.add(specifier!);
+  }
+  return loaded;
+}
+
+test("the command line starts without the AWS SDK, which half as much again to load would be", () => {
+  const loaded = [...loadedBy("cli/main.ts")];
+  expect(loaded).toContain("commander");
+  expect(loaded).toContain("store/open.ts");
+  expect(loaded.filter((name) => /^@(?:aws-sdk|smithy)\//.test(name))).toEqual([]);
+});

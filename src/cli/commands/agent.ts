@@ -11,7 +11,6 @@ import { loadJobFile } from "../../jobs/job-file.ts";
 import { passwordVariables, type Runner } from "../../jobs/job.ts";
 import type { JobFile } from "../../jobs/schema.ts";
 import { parseSpan } from "../../jobs/span.ts";
-import { WorkQueue } from "../../queue/queue.ts";
 import { jobFilePath, notesLocation, pricesPath, queueUrl, repositorySettings } from "../../settings.ts";
 import { isBilled, readPrices, type Prices } from "../../store/prices.ts";
 import { action, type CliContext } from "../action.ts";
@@ -82,6 +81,7 @@ async function serve(flags: Flags, cli: CliContext): Promise<void> {
     address === undefined ? undefined : await MetricsServer.listen(address, () => metrics.text());
   if (server !== undefined)
     output.info(`Metrics are at http://${flags.metrics!.replace(/:0$/, `:${server.port}`)}/metrics`);
+  const { WorkQueue } = await import("../../queue/queue.ts"); // with its SDK: 50 ms that no other command should take
   const queue = new WorkQueue(url, process.env);
   const place = notesLocation(flags.notes, process.env);
   const notes =
