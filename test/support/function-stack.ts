@@ -69,9 +69,9 @@ export class Stack {
     return await service;
   }
 
-  /** @throws Error of the function, or of its end. @param timeoutMs what the invocation may take. */
-  async invoke(name: FunctionName, event: unknown, timeoutMs?: number): Promise<unknown> {
-    return await (await this.function(name)).invoke(event, timeoutMs);
+  /** @throws Error of the function, or of its end. */
+  async invoke(name: FunctionName, event: unknown): Promise<unknown> {
+    return await (await this.function(name)).invoke(event);
   }
 
   /** Fails an event. @returns the code that the function logs. */
@@ -80,7 +80,12 @@ export class Stack {
     return linesOf(await this.function(name)).findLast(({ level }) => level === "ERROR")!["code"];
   }
 
-  /** As an event source mapping: takes messages, has them handled, and deletes those that the function does not name. */
+  /**
+   * As an event source mapping: takes messages, has them handled, and deletes those that the function does not name.
+   *
+   * @param timeoutMs what the function is told that it may take. It is not ended then: on a machine with much else to do,
+   *   a part of so short a time is too little to put things in order.
+   */
   async work(
     name: "pull" | "maintain",
     timeoutMs?: number,
@@ -88,7 +93,8 @@ export class Stack {
     const url = name === "pull" ? this.queue : this.upkeep;
     const records = await this.aws.receive(url);
     if (records.length === 0) return { records, failed: [] };
-    const answer = await this.invoke(name, { Records: records }, timeoutMs);
+    const service = await this.function(name);
+    const answer = await service.invoke({ Records: records }, timeoutMs, timeoutMs && 30_000);
     const failed = (answer as BatchResponse).batchItemFailures.map(({ itemIdentifier }) => itemIdentifier);
     for (const record of records) {
       if (!failed.includes(record.messageId)) await this.aws.remove(url, record);

@@ -20,6 +20,7 @@ interface Invocation {
   readonly id: string;
   readonly event: unknown;
   readonly timeoutMs: number;
+  readonly killMs: number;
   readonly resolve: (result: unknown) => void;
   readonly reject: (error: Error) => void;
   timer?: NodeJS.Timeout;
@@ -64,10 +65,14 @@ export class LambdaService {
     return readFileSync(this.#log, "utf8");
   }
 
-  /** One at a time. @throws Error of the function, of its end, or "timed out". */
-  async invoke(event: unknown, timeoutMs = 60_000): Promise<unknown> {
+  /**
+   * One at a time.
+   * @param timeoutMs what the function is told that it may take. @param killMs what it may take.
+   * @throws Error of the function, of its end, or "timed out".
+   */
+  async invoke(event: unknown, timeoutMs = 60_000, killMs = timeoutMs): Promise<unknown> {
     return await new Promise((done, reject) => {
-      this.#queued = { id: randomUUID(), event, timeoutMs, resolve: done, reject };
+      this.#queued = { id: randomUUID(), event, timeoutMs, killMs, resolve: done, reject };
       if (this.#child === undefined) this.#start();
       this.#hand();
     });
@@ -123,11 +128,11 @@ export class LambdaService {
     this.#waiting = undefined;
     this.#queued = undefined;
     this.#running = invocation;
-    const { timeoutMs } = invocation;
+    const { timeoutMs, killMs } = invocation;
     invocation.timer = setTimeout(() => {
       this.#kill();
       this.#end()?.reject(new Error("timed out"));
-    }, timeoutMs);
+    }, killMs);
     response.writeHead(200, {
       "Content-Type": "application/json",
       "Lambda-Runtime-Aws-Request-Id": invocation.id,
