@@ -26,7 +26,7 @@ export default tseslint.config(
   },
   {
     files: ["src/**/*.ts"],
-    ignores: ["src/cli/**", "src/lambda/**", "src/qemu/guard/process.ts"],
+    ignores: ["src/cli/**", "src/lambda/**", "src/qemu/guard/guard-process.ts"],
     rules: {
       "no-restricted-globals": ["error", { name: "process", message: "only the edges know the process" }],
       "no-console": "error",

@@ -1,6 +1,6 @@
 import { AppError, hasCode, messageOf } from "../../errors.ts";
 import { pause } from "../../flow/retry.ts";
-import { GuestAgent } from "../guest-agent.ts";
+import type { GuestAgent } from "../guest-agent.ts";
 import type { Thawed } from "./messages.ts";
 
 /** How long a thaw is tried. What keeps an agent from answering may pass: a VM that stands still, a busy host. */
@@ -8,6 +8,19 @@ const THAW_LIMIT_MS = 120_000;
 
 /** The pause before it is tried again. */
 const THAW_AGAIN_MS = 200;
+
+/** A guest's agent as far as it freezes; the promises are those of `GuestAgent`. */
+export type FreezingAgent = Pick<GuestAgent, "gone" | "status" | "freeze" | "thaw" | "close">;
+
+/** The way to a guest's agent. */
+export interface AgentDoor {
+  /** For messages: "its agent at PATH". */
+  readonly name: string;
+  /** For messages: how people thaw a guest that nothing else could. */
+  readonly byHand: string;
+  /** @throws AppError as `GuestAgent.connect`: E_AGENT_CONNECT (source) when there is no such VM any more. */
+  open(freezeMs: number, signal: AbortSignal): Promise<FreezingAgent>;
+}
 
 /** From the request to freeze until nothing is frozen any more. */
 interface Freeze {
@@ -25,16 +38,16 @@ interface Freeze {
  * `prepare` until a freeze is over, not longer: the agent's socket serves one client.
  */
 export class FrozenGuest {
-  readonly #path: string;
+  readonly #door: AgentDoor;
   readonly #budgetMs: number;
   readonly #never = new AbortController().signal;
-  #agent: GuestAgent | undefined;
+  #agent: FreezingAgent | undefined;
   #freeze: Freeze | undefined;
   #last: Thawed = { frozenMs: 0, overrun: false };
 
   /** @param budgetMs from a request to freeze until the guest is thawed, asked for or not. */
-  constructor(path: string, budgetMs: number) {
-    this.#path = path;
+  constructor(door: AgentDoor, budgetMs: number) {
+    this.#door = door;
     this.#budgetMs = budgetMs;
   }
 
@@ -138,7 +151,7 @@ export class FrozenGuest {
       if (!hasCode(error, "E_FROZEN")) throw error;
       await this.thawForSure();
       const message = `The guest was not frozen when it should: ${messageOf(error.cause)}`;
-      throw new AppError("source", "E_FREEZE", message, { path: this.#path }, error);
+      throw new AppError("source", "E_FREEZE", message, { agent: this.#door.name }, error);
     }
   }
 
@@ -165,16 +178,16 @@ export class FrozenGuest {
     await this.close();
   }
 
-  async #connected(signal: AbortSignal): Promise<GuestAgent> {
+  async #connected(signal: AbortSignal): Promise<FreezingAgent> {
     if (this.#agent?.gone === false) return this.#agent;
-    this.#agent = await GuestAgent.connect(this.#path, signal, { freezeMs: this.#budgetMs });
+    this.#agent = await this.#door.open(this.#budgetMs, signal);
     return this.#agent;
   }
 
   #frozenError(cause: unknown): AppError {
     const message =
-      `The guest may stand frozen: its agent at ${this.#path} confirmed no thaw in ${THAW_LIMIT_MS / 1000} s; ` +
-      "thaw it by hand (guest-fsfreeze-thaw, or fsfreeze --unfreeze in the guest)";
-    return new AppError("source", "E_FROZEN", message, { path: this.#path }, cause);
+      `The guest may stand frozen: ${this.#door.name} confirmed no thaw in ${THAW_LIMIT_MS / 1000} s; ` +
+      `thaw it by hand (${this.#door.byHand})`;
+    return new AppError("source", "E_FROZEN", message, { agent: this.#door.name }, cause);
   }
 }

@@ -1,7 +1,9 @@
+import { extname } from "node:path";
 import { AppError, hasCode, messageOf } from "../../errors.ts";
+import { agentSocket } from "./agent-socket.ts";
 import { FrozenGuest } from "./frozen-guest.ts";
 import { GuardLink } from "./link.ts";
-import { errorFrom, type GuardReady, type Thawed } from "./messages.ts";
+import { errorFrom, type GuardReady, type GuardSetup, type Thawed } from "./messages.ts";
 
 export type { Thawed } from "./messages.ts";
 
@@ -25,6 +27,27 @@ export interface GuardOptions {
   readonly silenceMs?: number | undefined;
 }
 
+/** What the guard of a run on a QEMU is told. */
+export interface QemuGuardSetup extends GuardSetup {
+  /** The monitor's socket, for the time after us. */
+  readonly qmp: string;
+  /** The guest agent's socket; without one nothing is ever frozen. */
+  readonly agent: string | undefined;
+  readonly token: string;
+  readonly scratchDir: string;
+}
+
+/** A kind of guard, and what one of it is started with. */
+export interface GuardKind<Setup extends GuardSetup> {
+  /** Its program; from the sources or from the build, as the caller. */
+  readonly entry: URL;
+  readonly setup: Setup;
+  /** The way to the guest for this process, should the guard die; undefined: nothing is ever frozen. */
+  readonly guest: (() => FrozenGuest) | undefined;
+}
+
+const QEMU_ENTRY = new URL(`./process${extname(import.meta.url)}`, import.meta.url);
+
 /**
  * A process that watches over this one while it has a point in time. The guard alone talks to the guest agent: it
  * freezes and thaws when asked, and thaws by itself when the freeze's budget is over, whatever became of us. When we
@@ -40,15 +63,15 @@ export class Guard {
   /** AppError E_GUARD (source), when a guest that was frozen has been thawed. Never resolves, nor rejects after `finish`. */
   readonly died: Promise<never>;
   readonly #link: GuardLink;
-  readonly #agent: string | undefined;
+  readonly #guest: (() => FrozenGuest) | undefined;
   /** From the request to freeze until the thaw was confirmed. */
   #mayBeFrozen = false;
   #last: Thawed = { frozenMs: 0, overrun: false };
   #finished = false;
 
-  private constructor(link: GuardLink, agent: string | undefined, ready: GuardReady) {
+  private constructor(link: GuardLink, guest: (() => FrozenGuest) | undefined, ready: GuardReady) {
     this.#link = link;
-    this.#agent = agent;
+    this.#guest = guest;
     this.foundFrozen = ready.foundFrozen;
     this.agentError = ready.agentError === undefined ? undefined : errorFrom(ready.agentError);
     this.died = link.ended.then((end) =>
@@ -58,22 +81,36 @@ export class Guard {
   }
 
   /**
-   * Starts it before anything is done to QEMU. A guest agent that does not answer is no failure yet.
+   * Starts one for a run on a QEMU whose monitor we have; otherwise as `launch`.
+   *
+   * @throws as `launch`.
+   */
+  static async start(options: GuardOptions, signal: AbortSignal): Promise<Guard> {
+    const { qmp, agent, token, scratchDir } = options;
+    const { freezeBudgetMs = DEFAULT_FREEZE_BUDGET_MS, silenceMs = DEFAULT_SILENCE_MS } = options;
+    const setup = { qmp, agent, token, scratchDir, freezeBudgetMs, silenceMs };
+    const guest =
+      agent === undefined ? undefined : () => new FrozenGuest(agentSocket(agent), DEFAULT_FREEZE_BUDGET_MS);
+    return await Guard.launch<QemuGuardSetup>({ entry: QEMU_ENTRY, setup, guest }, signal);
+  }
+
+  /**
+   * Starts it before anything is done to the VM. A guest agent that does not answer is no failure yet.
    *
    * @throws AppError E_GUARD (source); the signal's reason.
    */
-  static async start(options: GuardOptions, signal: AbortSignal): Promise<Guard> {
+  static async launch<Setup extends GuardSetup>(
+    { entry, setup, guest }: GuardKind<Setup>,
+    signal: AbortSignal,
+  ): Promise<Guard> {
     signal.throwIfAborted();
-    const { qmp, agent, token, scratchDir } = options;
-    const { freezeBudgetMs = DEFAULT_FREEZE_BUDGET_MS, silenceMs = DEFAULT_SILENCE_MS } = options;
-    const link = new GuardLink();
+    const link = new GuardLink(entry);
     const stop = (): void => void link.kill();
     signal.addEventListener("abort", stop, { once: true });
     try {
-      const setup = { qmp, agent, token, scratchDir, freezeBudgetMs, silenceMs };
       const ready = await link.call("start", setup);
-      link.giveSigns(silenceMs / SIGNS);
-      return new Guard(link, agent, ready);
+      link.giveSigns(setup.silenceMs / SIGNS);
+      return new Guard(link, guest, ready);
     } catch (error) {
       await link.kill();
       signal.throwIfAborted();
@@ -93,7 +130,7 @@ export class Guard {
    */
   async freeze(signal: AbortSignal): Promise<number> {
     signal.throwIfAborted();
-    if (this.#agent === undefined) {
+    if (this.#guest === undefined) {
       throw new AppError("source", "E_FREEZE", "The guest was not frozen: no guest agent was named");
     }
     this.#mayBeFrozen = true;
@@ -152,8 +189,8 @@ export class Guard {
   }
 
   async #afterDeath(end: AppError): Promise<never> {
-    if (!this.#mayBeFrozen || this.#agent === undefined) throw end;
-    const guest = new FrozenGuest(this.#agent, DEFAULT_FREEZE_BUDGET_MS);
+    if (!this.#mayBeFrozen || this.#guest === undefined) throw end;
+    const guest = this.#guest();
     let how = "was thawed";
     try {
       await guest.thawForSure();

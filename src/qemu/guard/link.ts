@@ -1,5 +1,4 @@
 import { fork, type ChildProcess } from "node:child_process";
-import { extname } from "node:path";
 import { AppError, messageOf } from "../../errors.ts";
 import {
   errorFrom,
@@ -9,9 +8,6 @@ import {
   type GuardSetup,
   type ToGuard,
 } from "./messages.ts";
-
-/** Next to this file, with its extension: .ts from the sources, .js from the build. */
-const ENTRY = new URL(`./process${extname(import.meta.url)}`, import.meta.url);
 
 /** How long a new guard may take to say anything: it loads, on a host that may be busy. */
 const LOAD_MS = 60_000;
@@ -42,9 +38,13 @@ export class GuardLink {
   #signs: NodeJS.Timeout | undefined;
   #signUnderWay = false;
 
-  /** Starts the process in a session of its own, which no signal of our terminal reaches. */
-  constructor() {
-    this.#child = fork(ENTRY, {
+  /**
+   * Starts the process in a session of its own, which no signal of our terminal reaches.
+   *
+   * @param entry its program, which runs a `GuardProcess`.
+   */
+  constructor(entry: URL) {
+    this.#child = fork(entry, {
       detached: true,
       stdio: ["ignore", "ignore", "ignore", "ipc"],
       execArgv: [],

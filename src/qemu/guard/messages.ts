@@ -1,14 +1,7 @@
 import { AppError, messageOf, type ErrorCode, type ErrorContext, type ErrorKind } from "../../errors.ts";
 
-/** What the guard is started with. */
+/** What a guard of any kind is started with. */
 export interface GuardSetup {
-  /** The monitor's socket, for the time after us. */
-  readonly qmp: string;
-  /** The guest agent's socket; without one nothing is ever frozen. */
-  readonly agent: string | undefined;
-  /** Of the run: what it leaves behind is found by it. */
-  readonly token: string;
-  readonly scratchDir: string;
   /** The longest that a guest may stand frozen, from the request on. */
   readonly freezeBudgetMs: number;
   /** A parent that says nothing for so long hangs. */
