@@ -150,6 +150,16 @@ export interface QmpSettings {
   readonly disks: readonly string[];
 }
 
+/** A domain of libvirt that runs. */
+export interface LibvirtSettings {
+  readonly kind: "libvirt";
+  readonly name: string;
+  /** Its name in libvirt, or its UUID. */
+  readonly domain: string;
+  /** Names of the disks to back up; none: all. */
+  readonly disks: readonly string[];
+}
+
 /** Images that no VM runs on. */
 export interface ImagesSettings {
   readonly kind: "image";
@@ -165,16 +175,17 @@ export interface ImageSettings {
   readonly path: string;
 }
 
-export type SourceSettings = ExportsSettings | QmpSettings | ImagesSettings;
+export type SourceSettings = ExportsSettings | QmpSettings | LibvirtSettings | ImagesSettings;
 
 const QMP_SCHEME = "qmp:";
+const LIBVIRT_SCHEME = "libvirt:";
 const IMAGE_SCHEME = "image:";
 
 const NAME = /^[A-Za-z0-9._-]{1,128}$/;
 
 /**
- * What to back up, from SOURCE (one NBD URI, image:PATH, or qmp:PATH with `--disk NAME` for some of its disks) or
- * `--disk NAME=URI` repeated, all of one kind, and the name it is kept under.
+ * What to back up, from SOURCE (one NBD URI, image:PATH; or qmp:PATH or libvirt:DOMAIN, with `--disk NAME` for some of its
+ * disks) or `--disk NAME=URI` repeated, all of one kind, and the name it is kept under.
  *
  * @throws AppError (usage) E_SOURCE, E_NO_SOURCE_NAME, E_DISK_TWICE and those of `parseNbdUri`.
  */
@@ -191,11 +202,16 @@ export function sourceSettings(
       disks: diskFlags,
     };
   }
+  if (source !== undefined && isLibvirtSource(source)) {
+    const domain = libvirtDomain(source);
+    const name = checkName(nameFlag ?? domain, "the domain has none");
+    return { kind: "libvirt", name, domain, disks: diskFlags };
+  }
   if ((source === undefined) === (diskFlags.length === 0)) {
     throw new AppError(
       "usage",
       "E_SOURCE",
-      "Give either one SOURCE (an NBD URI, image:PATH, or qmp:PATH of a QEMU monitor) or --disk NAME=URI, once for each disk",
+      "Give either one SOURCE (an NBD URI, image:PATH, libvirt:DOMAIN, or qmp:PATH of a QEMU monitor) or --disk NAME=URI, once for each disk",
     );
   }
   if (source === undefined ? diskFlags.some(isImageFlag) : isImageSource(source)) {
@@ -262,6 +278,18 @@ export function qmpPath(source: string): string {
   throw new AppError("usage", "E_SOURCE", `Not a QEMU monitor: "${source}"; write qmp:/path/to/qmp.sock`);
 }
 
+/** True for what is meant as a domain of libvirt. */
+export function isLibvirtSource(source: string): boolean {
+  return source.startsWith(LIBVIRT_SCHEME);
+}
+
+/** The domain in libvirt:DOMAIN. @throws AppError E_SOURCE (usage). */
+export function libvirtDomain(source: string): string {
+  const domain = isLibvirtSource(source) ? source.slice(LIBVIRT_SCHEME.length) : "";
+  if (domain !== "" && !/[\0\n]/.test(domain)) return domain;
+  throw new AppError("usage", "E_SOURCE", `Not a domain of libvirt: "${source}"; write libvirt:DOMAIN`);
+}
+
 /** @param whyNone why there is none without --name. */
 function checkName(name: string, whyNone: string): string {
   if (NAME.test(name)) return name;
@@ -274,7 +302,7 @@ function singleDisk(source: string): DiskSettings {
     throw new AppError(
       "usage",
       "E_SOURCE",
-      `Not an NBD URI: "${source}"; write nbd://HOST/EXPORT, nbds://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, or qmp:PATH, or image:PATH`,
+      `Not an NBD URI: "${source}"; write nbd://HOST/EXPORT, nbds://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, or qmp:PATH, libvirt:DOMAIN, image:PATH`,
     );
   }
   const address = parseNbdUri(source);

@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import { parseSize } from "../bytes/size.ts";
 import { AppError } from "../errors.ts";
 import { FREEZE_BUDGET_MS, SCRATCH_DIR } from "../jobs/connect-source.ts";
+import type { DomainOptions } from "../libvirt/point-in-time.ts";
 import type { QemuSourceOptions } from "../qemu/point-in-time.ts";
 
 const FREEZE_SECONDS_MAX = 60;
@@ -25,8 +26,9 @@ export function scratchDirectory({ scratch }: ScratchFlag): string {
   return absolute("--scratch", scratch);
 }
 
-/** The flags of a backup of a running QEMU. */
+/** The flags of a backup of a running QEMU, by itself or under libvirt. */
 export interface QemuFlags extends ScratchFlag {
+  readonly connect?: string;
   readonly guestAgent?: string;
   readonly freeze: string;
   readonly freezeBudget: string;
@@ -36,14 +38,15 @@ export interface QemuFlags extends ScratchFlag {
 
 export function addQemuFlags(command: Command): Command {
   return command
+    .option("--connect <URI>", "libvirt: the connection, as qemu:///system (default: libvirt's own choice)")
     .option(
       "--guest-agent <PATH>",
       "qmp: socket of the guest agent, to freeze the file systems for the instant",
     )
-    .option("--freeze <WHEN>", "qmp: auto (if an agent answers), require, or off", "auto")
+    .option("--freeze <WHEN>", "qmp, libvirt: auto (if an agent answers), require, or off", "auto")
     .option(
       "--freeze-budget <SECONDS>",
-      "qmp: the longest that the guest may stand frozen",
+      "qmp, libvirt: the longest that the guest may stand frozen",
       String(FREEZE_BUDGET_MS / 1000),
     )
     .option(
@@ -51,8 +54,12 @@ export function addQemuFlags(command: Command): Command {
       "qmp: classic, filter (trouble costs the backup, not the guest), or auto",
       "auto",
     )
-    .option("--scratch <DIR>", "qmp: for what the guest overwrites meanwhile; QEMU writes there", SCRATCH_DIR)
-    .option("--scratch-size <SIZE>", "qmp: the most it may take there (default: all it could need)");
+    .option(
+      "--scratch <DIR>",
+      "qmp, libvirt: for what the guest overwrites meanwhile; QEMU writes there",
+      SCRATCH_DIR,
+    )
+    .option("--scratch-size <SIZE>", "qmp, libvirt: the most it may take there (default: all it could need)");
 }
 
 /** @throws AppError E_FLAG (usage), E_SIZE (usage). */
@@ -62,13 +69,42 @@ export function qemuOptions(
   disks: readonly string[],
   warn: (message: string) => void,
 ): QemuSourceOptions {
-  const { guestAgent, freeze, freezeBudget, fleecing, scratchSize } = flags;
+  const { connect, guestAgent, fleecing } = flags;
+  if (connect !== undefined) {
+    throw new AppError("usage", "E_FLAG", "--connect is for a domain of libvirt: give it as libvirt:DOMAIN");
+  }
   return {
+    ...runningOptions(flags, disks, warn),
     qmp,
     agent: guestAgent,
+    fleecing: oneOf("--fleecing", fleecing, ["auto", "classic", "filter"]),
+  };
+}
+
+/** @throws AppError E_FLAG (usage), E_SIZE (usage). */
+export function libvirtOptions(
+  flags: QemuFlags,
+  domain: string,
+  disks: readonly string[],
+  warn: (message: string) => void,
+): DomainOptions {
+  const { connect, guestAgent, fleecing } = flags;
+  if (guestAgent === undefined && fleecing === "auto") {
+    return { ...runningOptions(flags, disks, warn), domain, uri: connect };
+  }
+  const message = "--guest-agent and --fleecing are for a QEMU monitor: libvirt has both in its own hands";
+  throw new AppError("usage", "E_FLAG", message);
+}
+
+function runningOptions(
+  flags: QemuFlags,
+  disks: readonly string[],
+  warn: (message: string) => void,
+): Omit<DomainOptions, "domain" | "uri"> {
+  const { freeze, freezeBudget, scratchSize } = flags;
+  return {
     freeze: oneOf("--freeze", freeze, ["auto", "require", "off"]),
     freezeBudgetMs: secondsOf("--freeze-budget", freezeBudget) * 1000,
-    fleecing: oneOf("--fleecing", fleecing, ["auto", "classic", "filter"]),
     scratchDir: scratchDirectory(flags),
     scratchSizeMax: scratchSize === undefined ? undefined : parseSize(scratchSize),
     disks: disks.length === 0 ? undefined : disks,

@@ -6,7 +6,7 @@ import type { Session } from "../session/session.ts";
 import { parseTags, sourceSettings, type SourceSettings } from "../settings.ts";
 import type { CliContext } from "./action.ts";
 import { isGone, packageVersion, thisProcess } from "./process.ts";
-import { addQemuFlags, oneOf, qemuOptions, type QemuFlags } from "./qemu-flags.ts";
+import { addQemuFlags, libvirtOptions, oneOf, qemuOptions, type QemuFlags } from "./qemu-flags.ts";
 import type { RepositoryFlags } from "./session.ts";
 
 /** What `backup` and `plan` are told of a source. */
@@ -29,12 +29,15 @@ export function addSourceFlags(command: Command): Command {
   command
     .argument(
       "[source]",
-      "qmp:PATH, image:PATH, or an NBD URI: nbd://HOST[:PORT]/EXPORT, nbds://…, nbd+unix:///EXPORT?socket=PATH",
+      "libvirt:DOMAIN, qmp:PATH, image:PATH, or an NBD URI: nbd://HOST[:PORT]/EXPORT, nbds://…, nbd+unix:///EXPORT?socket=PATH",
     )
-    .option("--name <NAME>", "the source's name in the repository (default: the export's or image's name)")
+    .option(
+      "--name <NAME>",
+      "the source's name in the repository (default: the domain's, export's or image's name)",
+    )
     .option(
       "--disk <DISK>",
-      "NAME=URI or NAME=image:PATH: a disk of the generation; qmp: NAME, only this one; repeatable",
+      "NAME=URI or NAME=image:PATH: a disk of the generation; qmp, libvirt: NAME, only this one; repeatable",
       collect,
       [],
     )
@@ -98,6 +101,9 @@ function wishOf(source: SourceSettings, flags: SourceFlags, warn: (message: stri
   if (source.kind === "image") {
     const leave = flags.leaveImages ?? false;
     return { ...common, source, images: wantedImages(source, flags.format), leave, warn };
+  }
+  if (source.kind === "libvirt") {
+    return { ...common, source, libvirt: libvirtOptions(flags, source.domain, source.disks, warn) };
   }
   return { ...common, source, qemu: qemuOptions(flags, source.qmp, source.disks, warn) };
 }

@@ -1,11 +1,19 @@
 import { resolve } from "node:path";
 import { ImageSource, type WantedImage } from "../backup/images.ts";
+import { DomainSource } from "../backup/libvirt-domain.ts";
 import { nbdExports } from "../backup/nbd-exports.ts";
 import { QemuSource } from "../backup/qemu-vm.ts";
 import type { BackupRequest } from "../backup/request.ts";
 import { imageFormat } from "../image/formats.ts";
+import type { DomainOptions } from "../libvirt/point-in-time.ts";
 import type { QemuSourceOptions } from "../qemu/point-in-time.ts";
-import { sourceSettings, type ExportsSettings, type ImagesSettings, type QmpSettings } from "../settings.ts";
+import {
+  sourceSettings,
+  type ExportsSettings,
+  type ImagesSettings,
+  type LibvirtSettings,
+  type QmpSettings,
+} from "../settings.ts";
 import type { SourceEntry } from "./schema.ts";
 
 /** On disk rather than in memory, as /tmp often is: it has to hold what the guest overwrites while it is backed up. */
@@ -30,6 +38,7 @@ export type SourceWish =
       readonly parent: string | undefined;
     })
   | (CommonWish & { readonly source: QmpSettings; readonly qemu: QemuSourceOptions })
+  | (CommonWish & { readonly source: LibvirtSettings; readonly libvirt: DomainOptions })
   | (CommonWish & {
       readonly source: ImagesSettings;
       readonly images: readonly WantedImage[];
@@ -55,6 +64,16 @@ export function connectorOf(wish: SourceWish, repository: string): BackupRequest
     const images = { ...wish, source: wish.source.name, repository };
     return (_run, _purpose, signal) => ImageSource.connect(images, signal);
   }
+  if ("libvirt" in wish) {
+    const { libvirt, source } = wish;
+    return (run, purpose, signal) =>
+      DomainSource.connect(
+        { ...libvirt, source: source.name, repository, full, connections },
+        run,
+        purpose,
+        signal,
+      );
+  }
   const { source, bitmap, parent } = wish;
   const heldStill = { source: source.name, full, bitmap, parent };
   return () => Promise.resolve(nbdExports(heldStill, source.disks, connections));
@@ -71,16 +90,22 @@ export function wishOf(name: string, entry: SourceEntry, warn: (message: string)
     const leave = entry.leave_images ?? false;
     return { ...common, source, images: wantedImages(source, entry.format), leave, warn };
   }
-  const qemu: QemuSourceOptions = {
-    qmp: source.qmp,
-    agent: entry.guest_agent,
+  const running = {
     freeze: entry.freeze ?? "auto",
     freezeBudgetMs: entry.freeze_budget ?? FREEZE_BUDGET_MS,
-    fleecing: entry.fleecing ?? "auto",
     scratchDir: entry.scratch ?? SCRATCH_DIR,
     scratchSizeMax: entry.scratch_size,
     disks,
     warn,
+  };
+  if (source.kind === "libvirt") {
+    return { ...common, source, libvirt: { ...running, domain: source.domain, uri: entry.connect } };
+  }
+  const qemu: QemuSourceOptions = {
+    ...running,
+    qmp: source.qmp,
+    agent: entry.guest_agent,
+    fleecing: entry.fleecing ?? "auto",
   };
   return { ...common, source, qemu };
 }

@@ -2,7 +2,7 @@ import { z } from "zod";
 import { parseSize } from "../bytes/size.ts";
 import { AppError } from "../errors.ts";
 import { IMAGE_FORMATS, imageFormat } from "../image/formats.ts";
-import { isImageSource, isQmpSource, parseQueueUrl, sourceSettings } from "../settings.ts";
+import { isImageSource, isLibvirtSource, isQmpSource, parseQueueUrl, sourceSettings } from "../settings.ts";
 import { parseRate } from "../store/allowance.ts";
 import { parseLocation } from "../store/location.ts";
 import { Calendar, parseDuration } from "../upkeep/calendar.ts";
@@ -89,7 +89,7 @@ const repository = z
 const source = z
   .strictObject({
     uri: text(
-      "qmp:/path/to/qmp.sock, image:/path/to/disk.qcow2, or one NBD URI",
+      "libvirt:DOMAIN, qmp:/path/to/qmp.sock, image:/path/to/disk.qcow2, or one NBD URI",
       same((uri) => sourceSettings(uri, [], "any")),
     ).optional(),
     uris: named(
@@ -109,17 +109,23 @@ const source = z
       .min(1)
       .max(ENTRIES_MAX)
       .readonly()
-      .meta({ description: "qmp: only these disks" })
+      .meta({ description: "qmp, libvirt: only these disks" })
+      .optional(),
+    connect: z
+      .string()
+      .min(1)
+      .max(4096)
+      .meta({ description: "libvirt: the connection, as qemu:///system" })
       .optional(),
     guest_agent: path("qmp: socket of the guest agent").optional(),
     freeze: oneOf(["auto", "require", "off"]).optional(),
     freeze_budget: text(
-      "qmp: the longest that the guest may stand frozen, at most 60s",
+      "qmp, libvirt: the longest that the guest may stand frozen, at most 60s",
       parseFreeze,
     ).optional(),
     fleecing: oneOf(["auto", "classic", "filter"]).optional(),
-    scratch: absolutePath("qmp: folder for what the guest overwrites meanwhile").optional(),
-    scratch_size: numeric("qmp: the most that may take", parseSize).optional(),
+    scratch: absolutePath("qmp, libvirt: folder for what the guest overwrites meanwhile").optional(),
+    scratch_size: numeric("qmp, libvirt: the most that may take", parseSize).optional(),
     connections: z.int().min(1).max(16).meta({ description: "NBD connections a disk" }).optional(),
     dedup: oneOf(["repository", "source", "off"]).optional(),
     tags: z
@@ -142,24 +148,29 @@ const source = z
       const message = "only of an image that no VM runs on (uri: image:PATH)";
       context.addIssue({ code: "custom", path: [field], message });
     }
-    if (entry.uri !== undefined && isQmpSource(entry.uri)) return;
-    for (const field of QMP_ONLY.filter((one) => entry[one] !== undefined)) {
-      const message = "only of a QEMU that is backed up over its monitor (uri: qmp:PATH)";
-      context.addIssue({ code: "custom", path: [field], message });
+    const { uri = "" } = entry;
+    for (const { fields, of } of VM_FIELDS.filter((one) => !one.isOf(uri))) {
+      for (const field of fields.filter((one) => entry[one] !== undefined)) {
+        context.addIssue({ code: "custom", path: [field], message: `only of ${of}` });
+      }
     }
   })
   .readonly();
 
 const IMAGE_ONLY = ["format", "leave_images"] as const;
 
-const QMP_ONLY = [
-  "disks",
-  "guest_agent",
-  "freeze",
-  "freeze_budget",
-  "fleecing",
-  "scratch",
-  "scratch_size",
+const VM_FIELDS = [
+  {
+    fields: ["disks", "freeze", "freeze_budget", "scratch", "scratch_size"],
+    of: "a QEMU that runs (uri: qmp:PATH or libvirt:DOMAIN)",
+    isOf: (uri: string) => isQmpSource(uri) || isLibvirtSource(uri),
+  },
+  {
+    fields: ["guest_agent", "fleecing"],
+    of: "a QEMU that is backed up over its monitor (uri: qmp:PATH)",
+    isOf: isQmpSource,
+  },
+  { fields: ["connect"], of: "a domain of libvirt (uri: libvirt:DOMAIN)", isOf: isLibvirtSource },
 ] as const;
 
 const count = z.int().min(1).max(COUNT_MAX).optional();

@@ -1,11 +1,12 @@
 import { resolve } from "node:path";
-import { AppError, hasCode, messageOf } from "../errors.ts";
+import { AppError, messageOf } from "../errors.ts";
 import { halfThreads, type KnownGeneration } from "./bitmaps.ts";
 import { ClassicFleecing } from "./classic-fleecing.ts";
 import { refuseIothreads, requireQemu, selectDisks } from "./requirements.ts";
 import { endRun, type Outcome } from "./end-run.ts";
 import { FilterFleecing } from "./filter-fleecing.ts";
 import { runDiskOf, type Fleecing, type QemuPlan, type RunDisk } from "./fleecing.ts";
+import { consistencyOf, freezeGuest, type FreezeWish } from "./guard/freeze.ts";
 import { Guard, type GuardOptions, type Thawed } from "./guard/guard.ts";
 import { surveyVm, type Vm, type VmDisk } from "./inventory.ts";
 import { connectMonitor } from "./monitor.ts";
@@ -17,15 +18,11 @@ import { RunFile } from "./run-file.ts";
 import { makeScratch } from "./scratch.ts";
 import { Watch } from "./watch.ts";
 
-export interface QemuSourceOptions {
+export interface QemuSourceOptions extends FreezeWish {
   /** Path of the monitor's socket. */
   readonly qmp: string;
   /** Path of the guest agent's socket. */
   readonly agent?: string | undefined;
-  /** `auto`: frozen if an agent answers, else crash consistent. `require`: frozen, or no backup. */
-  readonly freeze: "auto" | "require" | "off";
-  /** The longest that the guest may stand frozen, in milliseconds. */
-  readonly freezeBudgetMs: number;
   readonly fleecing: "auto" | "classic" | "filter";
   /** A folder that QEMU finds under the same path, and may write to. */
   readonly scratchDir: string;
@@ -33,7 +30,6 @@ export interface QemuSourceOptions {
   readonly scratchSizeMax?: number | undefined;
   /** Names of disks; undefined: all that the guest can write. */
   readonly disks?: readonly string[] | undefined;
-  warn(message: string): void;
 }
 
 export interface OpenedQemuDisk {
@@ -189,7 +185,11 @@ export class QemuVm {
       watch = new Watch(client, names, disks);
 
       // the instant
-      const frozen = await this.#freeze(guard, signal);
+      const frozen = await freezeGuest(
+        guard,
+        { ...options, freeze: agent === undefined ? "off" : options.freeze },
+        signal,
+      );
       const startedAt = performance.now();
       let takeMs: number;
       let thawed: Thawed;
@@ -199,7 +199,7 @@ export class QemuVm {
       } finally {
         thawed = await guard.thaw();
       }
-      const consistency = this.#consistency(frozen, thawed.overrun);
+      const consistency = consistencyOf(frozen, thawed.overrun, options);
 
       // the guest runs on
       for (const disk of disks)
@@ -228,31 +228,6 @@ export class QemuVm {
     return this.#options.fleecing === "filter"
       ? new FilterFleecing(this.#client, this.#names, disks, mark)
       : new ClassicFleecing(this.#client, this.#names, disks);
-  }
-
-  /** @returns whether the guest stands frozen. */
-  async #freeze(guard: Pick<Guard, "freeze">, signal: AbortSignal): Promise<boolean> {
-    const { freeze, agent, warn } = this.#options;
-    if (freeze === "off" || agent === undefined) return false;
-    try {
-      await guard.freeze(signal);
-      return true;
-    } catch (error) {
-      signal.throwIfAborted();
-      if (freeze === "require" || hasCode(error, "E_FROZEN")) throw error;
-      warn(`The guest was not frozen, so the backup is crash consistent: ${messageOf(error)}`);
-      return false;
-    }
-  }
-
-  #consistency(frozen: boolean, overrun: boolean): QemuPointInTime["consistency"] {
-    if (!frozen) return "crash";
-    if (!overrun) return "filesystem";
-    const { freeze, freezeBudgetMs, warn } = this.#options;
-    const what = `The guest was thawed before the point in time was made: it took longer than ${freezeBudgetMs} ms`;
-    if (freeze === "require") throw new AppError("source", "E_FREEZE_OVERRUN", what, { freezeBudgetMs });
-    warn(`${what}, so the backup is crash consistent`);
-    return "crash";
   }
 }
 

@@ -11,10 +11,14 @@ const recordSchema = z.object({
   pid: z.int().nonnegative(),
   /** Clock ticks from the machine's start to the process's. */
   startTicks: z.int().nonnegative(),
-  /** The monitor's socket. */
+  /** The monitor's socket, or what else names the VM. */
   qmp: z.string(),
   /** The run has stopped the VM, or is about to, and the VM ran before. */
   stopped: z.boolean(),
+  /** The run has frozen the guest, or is about to, through an agent that others use too. */
+  froze: z.boolean().default(false),
+  /** The run has asked for its point in time, which may come to be although the run is dead. */
+  beginning: z.boolean().default(false),
 });
 
 /** What a run tells those after it: that it lives, and what only it can know. */
@@ -45,7 +49,7 @@ export class RunFile {
   /**
    * Of a run of this process. Makes the folder when it is not there.
    *
-   * @param qmp the monitor's path.
+   * @param qmp the monitor's path, or what else names the VM to all that look for its runs.
    * @throws AppError E_SCRATCH_FOLDER (usage) when the folder cannot be written.
    */
   static async create(folder: string, token: string, qmp: string): Promise<RunFile> {
@@ -58,6 +62,8 @@ export class RunFile {
         ...(await processOf("self"))!,
         qmp: await canonical(qmp),
         stopped: false,
+        froze: false,
+        beginning: false,
       };
       const file = new RunFile(path, record);
       await file.#write(record);
@@ -71,6 +77,11 @@ export class RunFile {
   /** To be told before the VM is stopped, and after it goes on. */
   async setStopped(stopped: boolean): Promise<void> {
     await this.#write({ ...this.#record, stopped });
+  }
+
+  /** To be told before the guest is frozen and the point in time asked for, and after the answers. */
+  async setTaking(taking: Pick<RunRecord, "froze" | "beginning">): Promise<void> {
+    await this.#write({ ...this.#record, ...taking });
   }
 
   /** The run could not clean up after itself: the next one may, although this process lives on. */
@@ -92,6 +103,8 @@ export interface FoundRun {
   /** Its process, if that lives. */
   readonly pid: number | undefined;
   readonly stopped: boolean;
+  readonly froze: boolean;
+  readonly beginning: boolean;
   /** Whether it used this monitor, not another one of this VM or of another. */
   readonly sameMonitor: boolean;
 }
@@ -104,10 +117,10 @@ export async function findRuns(folder: string, qmp: string): Promise<FoundRun[]>
     if (!/\.run(?:\.new)?$/.test(name)) continue;
     const record = await readRecord(join(folder, name));
     if (record === undefined || record.token !== tokenOfFile(name)) continue;
-    const { token, stopped } = record;
+    const { token, stopped, froze, beginning } = record;
     if (found.has(token)) continue; // ".run" comes before ".run.new", which is only there for a moment
     const pid = (await isAlive(record)) ? record.pid : undefined;
-    found.set(token, { token, pid, stopped, sameMonitor: record.qmp === path });
+    found.set(token, { token, pid, stopped, froze, beginning, sameMonitor: record.qmp === path });
   }
   return [...found.values()];
 }

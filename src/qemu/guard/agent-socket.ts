@@ -5,6 +5,7 @@ import type { AgentDoor } from "./frozen-guest.ts";
 export function agentSocket(path: string): AgentDoor {
   return {
     name: `its agent at ${path}`,
+    shared: false,
     byHand: "guest-fsfreeze-thaw, or fsfreeze --unfreeze in the guest",
     open: (freezeMs, signal) => GuestAgent.connect(path, signal, { freezeMs }),
   };

@@ -16,6 +16,8 @@ export type FreezingAgent = Pick<GuestAgent, "gone" | "status" | "freeze" | "tha
 export interface AgentDoor {
   /** For messages: "its agent at PATH". */
   readonly name: string;
+  /** Others use it too: a guest that is found frozen is theirs to thaw. */
+  readonly shared: boolean;
   /** For messages: how people thaw a guest that nothing else could. */
   readonly byHand: string;
   /** @throws AppError as `GuestAgent.connect`: E_AGENT_CONNECT (source) when there is no such VM any more. */
@@ -57,12 +59,13 @@ export class FrozenGuest {
   }
 
   /**
-   * Connects, and thaws a guest that stands frozen: whoever did that is gone.
+   * Connects, and thaws a guest that stands frozen: whoever did that is gone. Unless the agent is shared.
    *
    * @returns whether it was frozen.
    * @throws AppError as `GuestAgent.connect`, `status` and `thaw`.
    */
   async prepare(): Promise<boolean> {
+    if (this.#door.shared) return false;
     const agent = await this.#connected(this.#never);
     if ((await agent.status(this.#never)) === "thawed") return false;
     await agent.thaw(this.#never);
