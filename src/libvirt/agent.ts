@@ -63,10 +63,12 @@ export class DomainAgent implements FreezingAgent {
    * and be obeyed when nobody is there to thaw.
    */
   async freeze(signal: AbortSignal): Promise<number> {
-    const status = await this.status(signal).catch((error: unknown) => {
-      signal.throwIfAborted();
-      throw this.#notFrozen(messageOf(error), error);
-    });
+    const status = await this.status(signal)
+      .catch((error: unknown) => this.#orGone(error))
+      .catch((error: unknown) => {
+        signal.throwIfAborted();
+        throw this.#notFrozen(messageOf(error), error);
+      });
     if (status === "frozen") throw this.#notFrozen("somebody else has frozen it");
     let why: unknown;
     try {
@@ -120,8 +122,13 @@ export class DomainAgent implements FreezingAgent {
     }
   }
 
-  #orGone(error: unknown): never {
+  /** Of a domain that is paused libvirt says that it does not run, too, and its guest may stand frozen. */
+  async #orGone(error: unknown): Promise<never> {
     if (!hasCode(error, "E_DOMAIN_OFF") && !hasCode(error, "E_DOMAIN_UNKNOWN")) throw error;
+    const { state } = await this.#domain.state(never);
+    if (state === "paused") {
+      throw new AppError("source", "E_AGENT_SILENT", "The guest is paused, and cannot answer", {}, error);
+    }
     const message = `Domain ${this.#domain.name} does not run any more`;
     throw new AppError("source", "E_AGENT_CONNECT", message, {}, error);
   }

@@ -18,10 +18,15 @@ export interface Checkpoint extends GenerationCheckpoint {
   readonly disks: ReadonlyMap<string, CheckpointDisk>;
 }
 
-/** Those of a domain that are of this repository, in libvirt's order. @throws as `Virsh.run`. */
+/**
+ * Those of a domain that are of this repository, in libvirt's order.
+ *
+ * @param look "dirty": how much has changed since, too, for which QEMU is asked. @throws as `Virsh.run`.
+ */
 export async function checkpointsOf(
   domain: DomainHandle,
   repository: string,
+  look: "dirty" | "disks",
   signal: AbortSignal,
 ): Promise<Checkpoint[]> {
   const names = (await domain.ask("checkpoint-list", ["--name"], signal)).split("\n");
@@ -29,7 +34,7 @@ export async function checkpointsOf(
   for (const name of names.map((line) => line.trim())) {
     const of = parseCheckpoint(name);
     if (of?.repository !== repository) continue;
-    const checkpoint = await describe(domain, name, of, signal);
+    const checkpoint = await describe(domain, name, of, look, signal);
     if (checkpoint !== undefined) found.push(checkpoint);
   }
   return found;
@@ -40,6 +45,7 @@ async function describe(
   domain: DomainHandle,
   name: string,
   of: GenerationCheckpoint,
+  look: "dirty" | "disks",
   signal: AbortSignal,
 ): Promise<Checkpoint | undefined> {
   const dump = async (...flags: string[]): Promise<Element> =>
@@ -49,7 +55,8 @@ async function describe(
     );
   try {
     // a disk that was taken out of the domain has no size, and that is an error of the whole
-    const xml = await dump("--size").catch((error: unknown) => {
+    const sizes = look === "dirty" ? ["--size"] : [];
+    const xml = await dump(...sizes).catch((error: unknown) => {
       if (hasCode(error, "E_LIBVIRT") || hasCode(error, "E_CHECKPOINT_BROKEN")) return dump();
       throw error;
     });
@@ -98,7 +105,7 @@ export async function deleteCheckpoint(
     if (hasCode(error, "E_CHECKPOINT_MISSING")) return;
     if (!hasCode(error, "E_LIBVIRT") && !hasCode(error, "E_CHECKPOINT_BROKEN")) throw error;
     const of = parseCheckpoint(name);
-    const known = of === undefined ? undefined : await describe(domain, name, of, signal);
+    const known = of === undefined ? undefined : await describe(domain, name, of, "dirty", signal);
     if (known === undefined) throw error;
     const whole = [...known.disks].filter(([, { dirtyBytes }]) => dirtyBytes !== undefined);
     await remove("--metadata");

@@ -56,6 +56,6 @@ async function removeSuperfluous(
   const names =
     outcome === "failed"
       ? [generationCheckpoint(repository, generation)]
-      : staleCheckpoints(await checkpointsOf(domain, repository, signal), generation, others);
+      : staleCheckpoints(await checkpointsOf(domain, repository, "disks", signal), generation, others);
   for (const name of names) await deleteCheckpoint(domain, name, signal);
 }

@@ -116,7 +116,7 @@ export class RunningDomain {
 
   /** Ours, of this repository. @throws as `Virsh.run`. */
   async checkpoints(repository: string, signal: AbortSignal): Promise<Checkpoint[]> {
-    return await checkpointsOf(this.#handle, repository, signal);
+    return await checkpointsOf(this.#handle, repository, "dirty", signal);
   }
 
   /**

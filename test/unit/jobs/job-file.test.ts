@@ -79,7 +79,7 @@ test("all problems are told at once, each where it stands, in the order of the f
     password: secret
 sources:
   web:
-    uri: libvirt:web
+    uri: vmware:web
   db: { uri: nbd://h/db, freeze: auto }
   none: { connections: 99 }
   bad name: { uri: nbd://h/x }
@@ -97,8 +97,8 @@ jobs:
   expect(lines(problemsOf(text))).toEqual([
     expect.stringMatching(/^3:10 repositories\.main\.url: .*no ftp: store/),
     expect.stringMatching(/^4:5 repositories\.main: a password itself has no place/),
-    expect.stringMatching(/^7:10 sources\.web\.uri: Not an NBD URI: "libvirt:web"/),
-    expect.stringMatching(/^8:34 sources\.db\.freeze: only of a QEMU/),
+    expect.stringMatching(/^7:10 sources\.web\.uri: Not an NBD URI: "vmware:web"/),
+    expect.stringMatching(/^8:34 sources\.db\.freeze: only of a QEMU that runs/),
     expect.stringMatching(/^9:3 sources\.none: give either uri, or uris/),
     expect.stringMatching(/^9:24 sources\.none\.connections: /),
     "10:3 sources.bad name: not a name of A-Z a-z 0-9 . _ -",

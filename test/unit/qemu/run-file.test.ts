@@ -27,7 +27,7 @@ describe("the file that marks a run", () => {
     expect(await readdir(folder)).toEqual([`bk-${TOKEN}.run`]);
     expect((await stat(file.path)).mode & 0o777).toBe(0o600);
     expect(await findRuns(folder, qmp)).toEqual([
-      { token: TOKEN, pid: process.pid, stopped: false, sameMonitor: true },
+      { token: TOKEN, pid: process.pid, stopped: false, froze: false, beginning: false, sameMonitor: true },
     ]);
   });
 

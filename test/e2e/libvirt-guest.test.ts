@@ -1,0 +1,82 @@
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { frozenCopy, needsRecovery } from "../support/guest/disk.ts";
+import { startLibvirtGuest, type LibvirtGuest } from "../support/guest/libvirt-guest.ts";
+import { Libvirt } from "../support/libvirt.ts";
+import { TestDomain } from "../support/libvirt-domain.ts";
+import { generationOf, type VmGenerationJson } from "../support/vm-runs.ts";
+
+/** A guest that is frozen and thawed through libvirt: a real Linux that writes all the time. */
+let libvirt: Libvirt;
+let guest: LibvirtGuest;
+let domain: TestDomain;
+
+beforeAll(async () => {
+  libvirt = await Libvirt.start();
+  guest = await startLibvirtGuest(libvirt);
+  domain = await TestDomain.of(libvirt, guest.name, guest.folder);
+});
+afterAll(async () => {
+  guest.console.close();
+  await libvirt.stop();
+});
+
+/** It writes on. */
+async function expectThawed(): Promise<void> {
+  const said = await domain.virsh("qemu-agent-command", guest.name, '{"execute":"guest-fsfreeze-status"}');
+  expect(said).toContain('"thawed"');
+  const written = guest.console.log.match(/W (\d+)/g)?.length ?? 0;
+  await guest.console.waitFor(new RegExp(`(?:W \\d+[^W]*){${written + 1}}`));
+}
+
+async function restored({ generation }: VmGenerationJson): Promise<string> {
+  const file = join(guest.folder, `${generation}.raw`);
+  const { code, stderr } = await domain.repository.run("restore", generation, "--to", file);
+  expect([code, stderr]).toEqual([0, expect.anything()]);
+  return file;
+}
+
+test("it is frozen for the instant alone, and what is restored is exactly that instant", async () => {
+  let truth = "";
+  const [run] = await Promise.all([
+    domain.backUp("--freeze", "require"),
+    domain.meanwhile("after backup-begin", async () => {
+      truth = await frozenCopy({ disks: [guest.disk], folder: guest.folder }, 0); // it stands frozen still
+    }),
+  ]);
+  const generation = generationOf(run);
+  expect(generation.consistency).toBe("filesystem");
+  expect(generation.guest.frozenMs).toBeGreaterThanOrEqual(generation.guest.takeMs);
+  await expectThawed();
+  expect(await domain.differences(generation, new Map([["vda", truth]]))).toEqual([]);
+  expect(await needsRecovery(await restored(generation))).toBe(false);
+  const crash = await domain.generation("--freeze", "off");
+  expect(crash.consistency).toBe("crash");
+  expect(crash.kind).toBe("incremental");
+  expect(await needsRecovery(await restored(crash))).toBe(true);
+  // libvirt waits for agents as it did before
+  expect((await domain.calls()).filter((call) => call === "guest-agent-timeout")).toHaveLength(2);
+});
+
+test("killed while it is frozen: the guard thaws it, and the next run is complete", async () => {
+  const { signal } = await domain.killedAt("before backup-begin", { guarded: true });
+  expect(signal).toBe("SIGKILL");
+  await expectThawed();
+  expect(await domain.leftovers()).toEqual([]);
+});
+
+test("killed with its guard while it is frozen: the next run thaws it", async () => {
+  await domain.killedAt("before backup-begin", { guarded: false });
+  const next = await domain.backUp("--freeze", "off");
+  expect(next.said[0]!.message).toMatch(/^Cleared what an earlier backup left behind: run \w+ \(a freeze\)/);
+  await expectThawed();
+});
+
+test("an agent that hangs is not told to freeze: it would obey when nobody is there to thaw", async () => {
+  await guest.console.run("agent hang");
+  const run = await domain.backUp("--freeze-budget", "3");
+  expect(generationOf(run).consistency).toBe("crash");
+  expect(run.said[0]!.message).toMatch(/crash consistent: .*not responding/);
+  await guest.console.run("agent resume");
+  await expectThawed();
+});
