@@ -44,6 +44,7 @@ export class TestDomain {
   readonly images = new Map<string, string>();
   readonly #libvirt: Libvirt;
   readonly #steps: string;
+  #holds = 0;
 
   private constructor(libvirt: Libvirt, name: string, folder: string) {
     this.#libvirt = libvirt;
@@ -205,12 +206,13 @@ export class TestDomain {
 
   /** A run waits at the step while this is done. To be awaited beside the run. */
   async meanwhile(when: string, act: () => Promise<unknown>): Promise<void> {
-    const [reached, go] = [join(this.#steps, "reached"), join(this.#steps, "go")];
+    const number = ++this.#holds;
+    const [reached, go] = [join(this.#steps, `reached${number}`), join(this.#steps, `go${number}`)];
     await this.at(
       when,
       `: >"${reached}"; while [ ! -e "${go}" ]; do sleep 0.02; done; rm "${reached}" "${go}"`,
     );
-    while (!(await readdir(this.#steps)).includes("reached")) await delay(10);
+    while (!(await readdir(this.#steps)).includes(`reached${number}`)) await delay(10);
     await act().finally(() => writeFile(go, ""));
   }
 
