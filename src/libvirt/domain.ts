@@ -11,6 +11,8 @@ export interface DomainDisk {
   /** Of the image: qcow2, raw. */
   readonly format: string;
   readonly readOnly: boolean;
+  /** Served in a thread of its own in QEMU. */
+  readonly iothread: boolean;
   /** Where its image is, in one line; that of each image it stands on after it. */
   readonly images: readonly string[];
 }
@@ -82,17 +84,31 @@ export class DomainHandle {
     return { state: match?.[1] ?? "", why: match?.[2] ?? "" };
   }
 
+  /**
+   * Version of the QEMU that libvirt starts domains with: that of a domain is told only over its monitor, which libvirt
+   * has to itself.
+   */
+  async qemuVersion(signal: AbortSignal): Promise<{ readonly major: number; readonly minor: number }> {
+    const said = await this.virsh.run("version", [], { signal });
+    const match = /^Running hypervisor: QEMU (\d+)\.(\d+)/m.exec(said);
+    return { major: Number(match?.[1] ?? 0), minor: Number(match?.[2] ?? 0) };
+  }
+
   /** Its disks as they are now. @throws AppError E_DOMAIN_OFF (source); as `Virsh.run`. */
   async survey(signal: AbortSignal): Promise<Domain> {
-    const { state } = await this.state(signal);
+    const [{ state }, description, stats] = await Promise.all([
+      this.state(signal),
+      this.ask("dumpxml", [], signal),
+      this.virsh.run("domstats", ["--raw", "--block", this.uuid], { signal }),
+    ]);
     if (state !== "running" && state !== "paused") {
       const message =
         `Domain ${this.name} is not running (${state}), and libvirt backs up only what runs; ` +
         "of a domain that is off, back up the images of its disks";
       throw new AppError("source", "E_DOMAIN_OFF", message, { domain: this.name, state });
     }
-    const xml = parseXml(await this.ask("dumpxml", [], signal), "domain");
-    const sizes = sizesIn(await this.virsh.run("domstats", ["--raw", "--block", this.uuid], { signal }));
+    const xml = parseXml(description, "domain");
+    const sizes = sizesIn(stats);
     const channels = childrenOf(childOf(xml, "devices"), "channel");
     return {
       name: textOf(childOf(xml, "name")),
@@ -112,7 +128,10 @@ function disksIn(domain: Element, sizes: ReadonlyMap<string, number>): DomainDis
     const kind = attributeOf(disk, "device") ?? "disk";
     if (name === undefined || size === undefined || images.length === 0 || kind !== "disk") return [];
     const format = attributeOf(childOf(disk, "driver"), "type") ?? "raw";
-    return { name, size, format, readOnly: childOf(disk, "readonly") !== undefined, images };
+    const driver = childOf(disk, "driver");
+    const iothread = attributeOf(driver, "iothread") ?? childOf(driver, "iothreads");
+    const readOnly = childOf(disk, "readonly") !== undefined;
+    return { name, size, format, readOnly, iothread: iothread !== undefined, images };
   });
 }
 

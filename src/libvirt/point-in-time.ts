@@ -4,6 +4,7 @@ import type { Outcome } from "../qemu/end-run.ts";
 import { consistencyOf, freezeGuest, type FreezeWish } from "../qemu/guard/freeze.ts";
 import type { Guard, Thawed } from "../qemu/guard/guard.ts";
 import { RunNames } from "../qemu/names.ts";
+import { refuseIothreads } from "../qemu/requirements.ts";
 import { RunFile } from "../qemu/run-file.ts";
 import { backupXml, checkpointXml, type AskedDisk } from "./backup-xml.ts";
 import { checkpointsOf, deleteCheckpoint, type Checkpoint } from "./checkpoints.ts";
@@ -86,7 +87,7 @@ export class RunningDomain {
    * Finds it and clears what dead runs left behind.
    *
    * @param token of the run (`tokenOfRun`). @param purpose "look": nothing is changed.
-   * @throws AppError as `DomainHandle.find`, `survey`, `selectDomainDisks`, `clearDomain`; E_FREEZE_AGENT (usage).
+   * @throws AppError as `DomainHandle.find`, `survey`, `selectDomainDisks`, `refuseIothreads`, `clearDomain`; E_FREEZE_AGENT (usage).
    */
   static async connect(
     wish: DomainOptions,
@@ -97,7 +98,8 @@ export class RunningDomain {
     const options = { ...wish, scratchDir: resolve(wish.scratchDir) };
     const handle = await DomainHandle.find(options.uri, options.domain, signal);
     const domain = await handle.survey(signal);
-    selectDomainDisks(domain, options.disks);
+    const iothreads = selectDomainDisks(domain, options.disks).some(({ iothread }) => iothread);
+    if (iothreads) refuseIothreads({ iothreads, version: await handle.qemuVersion(signal) });
     if (options.freeze === "require" && !domain.agentChannel) {
       const message = `Domain ${domain.name} has no channel for a guest agent, through which alone its guest can be frozen`;
       throw new AppError("usage", "E_FREEZE_AGENT", message);
@@ -259,8 +261,7 @@ export class RunningDomain {
    * resized.
    */
   async #assertBegun(asked: readonly AskedDisk[], socket: string, signal: AbortSignal): Promise<void> {
-    const job = await backupJob(this.#handle, signal);
-    const now = await this.#handle.survey(signal);
+    const [job, now] = await Promise.all([backupJob(this.#handle, signal), this.#handle.survey(signal)]);
     for (const { name, since, exportName } of asked) {
       const disk = job?.disks.find((one) => one.name === name);
       const mode = since === undefined ? "full" : "incremental";

@@ -151,8 +151,8 @@ function refuseLiving(domain: DomainHandle, runs: readonly FoundRun[]): void {
 
 /** @throws AppError E_DOMAIN_BUSY (locked). */
 export async function refuseBusy(domain: DomainHandle, signal: AbortSignal): Promise<void> {
-  const job = await backupJob(domain, signal);
-  if (job === undefined && !(await isBusy(domain, signal))) return;
+  const [job, busy] = await Promise.all([backupJob(domain, signal), isBusy(domain, signal)]);
+  if (job === undefined && !busy) return;
   const ours = job?.socket !== undefined && tokenOfSocket(job.socket) !== undefined;
   const what =
     job === undefined ? "something" : ours ? "a backup of another scratch folder" : "another backup";

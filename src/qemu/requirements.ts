@@ -29,7 +29,10 @@ export function selectDisks(vm: Pick<Vm, "disks">, names: readonly string[] | un
 export function refuseIothreads({
   iothreads,
   version: { major, minor },
-}: Pick<Vm, "iothreads" | "version">): void {
+}: {
+  readonly iothreads: boolean;
+  readonly version: Pick<Vm["version"], "major" | "minor">;
+}): void {
   if (!iothreads || major >= 9) return;
   throw new AppError(
     "usage",

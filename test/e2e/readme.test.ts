@@ -16,6 +16,8 @@ import { createQcow2, nbdkit, qemuImg, qemuIo } from "../support/exported-images
 import { compareFiles } from "../support/images.ts";
 import { attachLoop, loopDevicesWork } from "../support/loop-device.ts";
 import { bootGuest } from "../support/guest/guest.ts";
+import { Libvirt } from "../support/libvirt.ts";
+import { TestDomain } from "../support/libvirt-domain.ts";
 import { minioClient, startMinio } from "../support/minio.ts";
 import { expectNoSecrets, secretsOf } from "../support/secrets.ts";
 import { startQemuNbd } from "../support/qemu-nbd.ts";
@@ -193,6 +195,10 @@ describe("README.md, line by line", () => {
     for (const name of ["password", "second"]) await writeFile(join(folder, name), `${name} of the test\n`);
     const given = QEMU_LINES.map((line) => line.replace("/run/web/qmp.sock", monitor));
     const guest = await bootGuest({ args: given.find((line) => line.startsWith("-qmp "))!.split(" ") });
+    const libvirt = await Libvirt.start();
+    onTestFinished(() => libvirt.stop());
+    await TestDomain.start(libvirt, "mail", [{ name: "vda", size: 4 * MiB }]);
+    env["LIBVIRT_DEFAULT_URI"] = libvirt.uri;
     const mapped: readonly [RegExp, string][] = [
       [/qmp:\/run\/web\/qmp\.sock/, `qmp:${monitor}`],
       [/\/run\/web\/qga\.sock/, guest.agent],
@@ -284,6 +290,8 @@ describe("README.md, line by line", () => {
       [3, "incremental", "filesystem"],
       [4, "incremental", "filesystem"],
     ]);
+    const mail = JSON.parse(await shell("blockhaul list --source mail --json")) as Listed;
+    expect(mail.generations.at(-1)!.kind).toBe("incremental");
     await qemuImg("convert", "-O", "raw", image!, join(folder, "truth.raw"));
     expect(await compareFiles(join(folder, "web.raw"), join(folder, "truth.raw"))).toBeUndefined();
   });

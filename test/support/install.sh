@@ -12,6 +12,8 @@ VERSITYGW=github.com/versity/versitygw/cmd/versitygw@v1.8.0
 PACKAGES="
 qemu-nbd:qemu-utils
 qemu-system-x86_64:qemu-system-x86
+virsh:libvirt-clients
+libvirtd:libvirt-daemon
 mkfs.ext4:e2fsprogs
 cpio:cpio
 nbdkit:nbdkit

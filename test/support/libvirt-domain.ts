@@ -180,14 +180,15 @@ export class TestDomain {
     repository = this.repository,
   ): Promise<string[]> {
     const folder = await mkdtemp(join(this.folder, "restored-"));
-    const found: string[] = [];
-    for (const { name } of disks) {
-      const file = join(folder, name);
-      const { code, stderr } = await repository.run("restore", generation, "--disk", name, "--to", file);
-      const differs = code === 0 ? await compareFiles(file, truth.get(name)!) : stderr;
-      if (differs !== undefined) found.push(`${name}: ${differs}`);
-    }
-    return found;
+    const found = await Promise.all(
+      disks.map(async ({ name }) => {
+        const file = join(folder, name);
+        const { code, stderr } = await repository.run("restore", generation, "--disk", name, "--to", file);
+        const differs = code === 0 ? await compareFiles(file, truth.get(name)!) : stderr;
+        return differs === undefined ? [] : `${name}: ${differs}`;
+      }),
+    );
+    return found.flat();
   }
 
   /** The script is run by virsh's caller's shell, once. `$PPID` is who called. @param when "after backup-begin" */

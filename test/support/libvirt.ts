@@ -1,7 +1,8 @@
 import { execFile, spawn, type ChildProcess } from "node:child_process";
-import { chmod, chown, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, chown, cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 
@@ -9,6 +10,10 @@ const run = promisify(execFile);
 
 /** Who the daemon and its VMs run as: nobody, whom nothing on this machine belongs to. */
 const NOBODY = 65534;
+
+/** What the daemon finds out about QEMU takes it some seconds; it believes it as long as nothing of that has changed. */
+const CAPABILITIES = resolve(import.meta.dirname, "../../.cache/libvirt-capabilities");
+const QEMU_CACHE = "cache/libvirt/qemu/cache/capabilities";
 
 /** The daemon begins by asking QEMU what it can. */
 const READY_MS = 60_000;
@@ -39,7 +44,8 @@ export class Libvirt {
     for (const path of own) await mkdir(path, { mode: 0o700 });
     const settings = join(folder, "config/libvirt/qemu.conf");
     await writeFile(settings, 'stdio_handler = "file"\nsecurity_driver = "none"\n');
-    for (const path of [folder, ...own, settings]) await chown(path, NOBODY, NOBODY);
+    if (existsSync(CAPABILITIES)) await cp(CAPABILITIES, join(folder, QEMU_CACHE), { recursive: true });
+    await run("chown", ["-R", `${NOBODY}:${NOBODY}`, folder]);
     await chmod(folder, 0o755);
     const daemon = spawn(
       "setpriv",
@@ -73,6 +79,7 @@ export class Libvirt {
         if (daemon.exitCode !== null || performance.now() > until) throw new Error(`no libvirtd: ${said}`);
         await delay(20);
       }
+      if (!existsSync(CAPABILITIES)) await cp(join(folder, QEMU_CACHE), CAPABILITIES, { recursive: true });
       return libvirt;
     } catch (error) {
       await libvirt.stop();

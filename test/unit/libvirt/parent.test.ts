@@ -12,7 +12,7 @@ const name = (n: number): string => generationCheckpoint(REPOSITORY, id(n));
 
 function disk(target: string, more: Partial<DomainDisk> = {}): DomainDisk {
   const images = [`/images/${target}.qcow2`];
-  return { name: target, size: 8 * MiB, format: "qcow2", readOnly: false, images, ...more };
+  return { name: target, size: 8 * MiB, format: "qcow2", readOnly: false, iothread: false, images, ...more };
 }
 
 function generation(n: number, disks: readonly string[], checkpoint = n): KnownGeneration {
