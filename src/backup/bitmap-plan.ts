@@ -1,4 +1,10 @@
-import { chooseParent, unlistedBitmaps, type KnownGeneration, type Ledger } from "../qemu/bitmaps.ts";
+import {
+  chooseParent,
+  unlistedBitmaps,
+  type KnownGeneration,
+  type Ledger,
+  type ParentChoice,
+} from "../qemu/bitmaps.ts";
 import { parseGenerationBitmap } from "../qemu/names.ts";
 import { compareGenerations } from "../repository/generations.ts";
 import type { StoredManifest } from "../repository/manifest.ts";
@@ -16,17 +22,27 @@ export interface BitmapWish {
   warn(message: string): void;
 }
 
-/** The newest generation and those that the disks have bitmaps of, newest first; a GET for each, so not all there are. */
+/** The newest generation and those that the disks have bitmaps of, newest first. */
 export async function candidates(
-  { latest, byId }: EarlierGenerations,
+  earlier: EarlierGenerations,
   disks: Ledger["disks"],
   repository: string,
 ): Promise<StoredManifest[]> {
-  const ids = new Set<string>();
-  for (const { name } of disks.flatMap(({ bitmaps }) => bitmaps)) {
-    const of = parseGenerationBitmap(name);
-    if (of?.repository === repository && of.generation !== latest?.generation) ids.add(of.generation);
-  }
+  const found = disks.flatMap(({ bitmaps }) => bitmaps.map(({ name }) => parseGenerationBitmap(name)));
+  const ours = found.filter((of) => of !== undefined).filter((of) => of.repository === repository);
+  return await listedAmong(
+    earlier,
+    ours.map(({ generation }) => generation),
+  );
+}
+
+/** The newest generation and those of these that are listed, newest first; a GET for each, so not all there are. */
+export async function listedAmong(
+  { latest, byId }: EarlierGenerations,
+  generations: readonly string[],
+): Promise<StoredManifest[]> {
+  const ids = new Set(generations);
+  if (latest !== undefined) ids.delete(latest.generation);
   const found = await Promise.all([...ids].map((id) => byId(id)));
   return [latest, ...found]
     .filter((manifest) => manifest !== undefined)
@@ -34,23 +50,30 @@ export async function candidates(
 }
 
 /** Which way each disk goes, by the bitmaps there are; of those that no generation goes by it warns. */
-export function planByBitmaps(
-  { source, repository, full, warn }: BitmapWish,
-  ledger: Ledger,
+export function planByBitmaps(wish: BitmapWish, ledger: Ledger, manifests: readonly StoredManifest[]): Plan {
+  const { disks } = ledger;
+  const { repository, warn } = wish;
+  const known = manifests.map(knownGeneration);
+  for (const { disk, generation } of unlistedBitmaps(disks, repository, known)) {
+    warn(`Disk ${disk} has a bitmap of generation ${generation}, ${UNLISTED}`);
+  }
+  const choice = chooseParent(ledger, repository, known);
+  return planByChoice(wish, choice, manifests);
+}
+
+/** The end of a warning of something in a VM or an image that belongs to a generation. */
+export const UNLISTED =
+  "which the repository does not list: its run ended before the commit, or somebody deleted it";
+
+/** @param choice of all disks; made of these manifests. */
+export function planByChoice(
+  { source, full }: Pick<BitmapWish, "source" | "full">,
+  choice: ParentChoice,
   manifests: readonly StoredManifest[],
 ): Plan {
-  const { disks } = ledger;
-  const known = manifests.map(knownGeneration);
   const all = (way: (disk: string) => DiskWay): Map<string, DiskWay> =>
-    new Map(disks.map(({ name }) => [name, way(name)]));
-  for (const { disk, generation } of unlistedBitmaps(disks, repository, known)) {
-    warn(
-      `Disk ${disk} has a bitmap of generation ${generation}, which the repository does not list: its run ended before ` +
-        "the commit, or somebody deleted it",
-    );
-  }
+    new Map([...choice.ways.keys()].map((disk) => [disk, way(disk)]));
   if (full) return { parent: undefined, ways: all(() => fullWay("asked for with --full")) };
-  const choice = chooseParent(ledger, repository, known);
   const parent = manifests.find(({ generation }) => generation === choice.parent);
   if (parent === undefined) {
     return { parent, ways: all(() => fullWay(`first generation of ${source}`)) };

@@ -4,12 +4,10 @@ import { chooseCheckpoint } from "../libvirt/parent.ts";
 import { RunningDomain, type DomainOptions, type DomainPointInTime } from "../libvirt/point-in-time.ts";
 import { unixAddress } from "../nbd/uri.ts";
 import { tokenOfRun } from "../qemu/names.ts";
-import { compareGenerations } from "../repository/generations.ts";
-import type { StoredManifest } from "../repository/manifest.ts";
 import { closeExports, openExports } from "./nbd-exports.ts";
-import { fullWay, incrementalWay, rescanWay, type DiskWay, type Plan } from "./plan.ts";
+import type { DiskWay, Plan } from "./plan.ts";
 import type { PointInTime } from "./point-in-time.ts";
-import { knownGeneration } from "./bitmap-plan.ts";
+import { knownGeneration, listedAmong, planByChoice, UNLISTED } from "./bitmap-plan.ts";
 import type { BackupSource, DiskOutlook, EarlierGenerations } from "./source.ts";
 
 export interface DomainWish extends DomainOptions {
@@ -45,30 +43,17 @@ export class DomainSource implements BackupSource {
   }
 
   async plan(earlier: EarlierGenerations, signal: AbortSignal): Promise<Plan> {
-    const { full, source, repository, warn } = this.#wish;
-    const { disks } = this.#domain;
+    const { repository, warn } = this.#wish;
     this.#checkpoints = await this.#domain.checkpoints(repository, signal);
-    const manifests = await this.#candidates(earlier);
-    for (const { generation } of this.#checkpoints) {
+    const generations = this.#checkpoints.map(({ generation }) => generation);
+    const manifests = await listedAmong(earlier, generations);
+    for (const generation of generations) {
       if (manifests.some((one) => one.generation === generation)) continue;
-      warn(
-        `There is a checkpoint of generation ${generation}, which the repository does not list: its run ended before ` +
-          "the commit, or somebody deleted it",
-      );
+      warn(`Libvirt has a checkpoint of generation ${generation}, ${UNLISTED}`);
     }
-    if (full) return { parent: undefined, ways: this.#all(() => fullWay("asked for with --full")) };
+    const { disks } = this.#domain;
     const choice = chooseCheckpoint(disks, this.#checkpoints, manifests.map(knownGeneration));
-    const parent = manifests.find(({ generation }) => generation === choice.parent);
-    if (parent === undefined) {
-      return { parent, ways: this.#all(() => fullWay(`first generation of ${source}`)) };
-    }
-    const way = (disk: string): DiskWay => {
-      const { bitmap, reason } = choice.ways.get(disk)!;
-      return bitmap === undefined
-        ? rescanWay(parent, disk, reason)
-        : incrementalWay(parent, disk, bitmap, reason);
-    };
-    return { parent, ways: this.#all(way) };
+    return planByChoice(this.#wish, choice, manifests);
   }
 
   async open(plan: Plan, generation: string, signal: AbortSignal): Promise<PointInTime> {
@@ -117,20 +102,6 @@ export class DomainSource implements BackupSource {
 
   close(): Promise<void> {
     return Promise.resolve();
-  }
-
-  /** The newest generation and those that the domain has checkpoints of, newest first. */
-  async #candidates({ latest, byId }: EarlierGenerations): Promise<StoredManifest[]> {
-    const ids = new Set(this.#checkpoints.map(({ generation }) => generation));
-    if (latest !== undefined) ids.delete(latest.generation);
-    const found = await Promise.all([...ids].map((id) => byId(id)));
-    return [latest, ...found]
-      .filter((manifest) => manifest !== undefined)
-      .sort((a, b) => compareGenerations(b, a));
-  }
-
-  #all(way: (disk: string) => DiskWay): Map<string, DiskWay> {
-    return new Map(this.#domain.disks.map(({ name }) => [name, way(name)]));
   }
 }
 

@@ -22,6 +22,7 @@ export interface Domain {
   readonly uuid: string;
   /** The guest can have an agent: there is a channel for it. */
   readonly agentChannel: boolean;
+  readonly agentConnected: boolean;
   readonly disks: readonly DomainDisk[];
 }
 
@@ -109,11 +110,14 @@ export class DomainHandle {
     }
     const xml = parseXml(description, "domain");
     const sizes = sizesIn(stats);
-    const channels = childrenOf(childOf(xml, "devices"), "channel");
+    const channel = childrenOf(childOf(xml, "devices"), "channel")
+      .map((one) => childOf(one, "target"))
+      .find((target) => attributeOf(target, "name") === AGENT_CHANNEL);
     return {
       name: textOf(childOf(xml, "name")),
       uuid: this.uuid,
-      agentChannel: channels.some((one) => attributeOf(childOf(one, "target"), "name") === AGENT_CHANNEL),
+      agentChannel: channel !== undefined,
+      agentConnected: attributeOf(channel, "state") === "connected",
       disks: disksIn(xml, sizes),
     };
   }

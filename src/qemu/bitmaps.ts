@@ -106,6 +106,8 @@ function wayOf(vm: Ledger, disk: LedgerDisk, repository: string, parent: KnownGe
     // a grown part is not dirty in the bitmap, a part that was cut off and came back neither
     return no(`its size changed from ${formatSize(before.size)} to ${formatSize(disk.size)}`);
   }
+  // a checkpoint's bitmap bears the same name on every disk: it may be another disk's, and only libvirt can tell
+  if (parseGenerationBitmap(name) === undefined) return no(`generation ${id} has a checkpoint of libvirt`);
   if (bitmap === undefined) return no(whyMissing(vm, disk, repository, id));
   if (bitmap.inconsistent) return no("QEMU ended without storing its bitmap, which is lost");
   if (bitmap.busy) return no("its bitmap is in use by something else in QEMU");

@@ -125,7 +125,10 @@ export function foreignFindings(vm: Vm): VmFinding[] {
 }
 
 /** Whether a backup could write its scratch images, and what of the guest's writes they would hold. */
-export async function scratchFinding(vm: Vm, folder: string): Promise<VmFinding> {
+export async function scratchFinding(
+  vm: { readonly disks: readonly Pick<VmDisk, "readOnly" | "size">[] },
+  folder: string,
+): Promise<VmFinding> {
   const check = "scratch";
   try {
     const place = await nearestFolder(folder);

@@ -16,8 +16,9 @@ export function backupCommand(): Command {
   const command = new Command("backup")
     .summary("back up a running VM, idle images, or NBD exports, as a new generation")
     .description(
-      `Backs up a running QEMU over its monitor (qmp:PATH): freezes the guest, has QEMU make a point in time and begin new
-dirty bitmaps in one go, thaws at once, and reads what changed since the last generation.
+      `Backs up a running domain of libvirt (libvirt:DOMAIN), or a running QEMU over its monitor (qmp:PATH): freezes the
+guest, has a point in time made and new dirty bitmaps begun in one go, thaws at once, and reads what changed since the
+last generation.
 
 Or images that no VM runs on (image:PATH): qcow2 by the dirty bitmaps that are begun in them, the others as a whole.
 
@@ -31,6 +32,7 @@ a name is a full. With --bitmap only what the dirty bitmap names is read.`,
       "after",
       `
 Examples:
+  blockhaul backup -r s3://my-bucket/vms libvirt:web
   blockhaul backup -r s3://my-bucket/vms qmp:/run/web/qmp.sock --name web --guest-agent /run/web/qga.sock
   blockhaul backup -r /backup/vms image:/var/lib/vm/web.qcow2
   blockhaul backup -r /backup/vms nbd://127.0.0.1/web --name web

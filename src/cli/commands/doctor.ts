@@ -6,11 +6,19 @@ import { imageFormat } from "../../image/formats.ts";
 import { inspectImage } from "../../image/inspect.ts";
 import { describeExport } from "../../nbd/exports.ts";
 import { isNbdUri, parseNbdUri } from "../../nbd/uri.ts";
+import { checkUpDomain } from "../../libvirt/checkup.ts";
 import { checkUpVm } from "../../qemu/vm-checkup.ts";
 import { checkClock } from "../../repository/clock.ts";
 import type { Repository } from "../../repository/config.ts";
 import type { Password } from "../../repository/key-slots.ts";
-import { imagePath, isImageSource, isQmpSource, qmpPath } from "../../settings.ts";
+import {
+  imagePath,
+  isImageSource,
+  isLibvirtSource,
+  isQmpSource,
+  libvirtDomain,
+  qmpPath,
+} from "../../settings.ts";
 import { action, type CliContext } from "../action.ts";
 import { table } from "../output.ts";
 import { repositoryPassword } from "../password.ts";
@@ -20,6 +28,7 @@ import { withRepository, type RepositoryFlags } from "../session.ts";
 interface Flags extends RepositoryFlags, ScratchFlag {
   readonly fix?: boolean;
   readonly guestAgent?: string;
+  readonly connect?: string;
 }
 
 interface Finding {
@@ -40,8 +49,9 @@ With --fix what dead backups left in a VM goes, as it does when the next one beg
 temporary bitmaps; a VM that stands because of them runs on, and a guest that one of them left frozen is thawed. Nothing of
 others is touched, and nothing while a backup is running.`,
     )
-    .argument("[source]", "a source to look at as well: qmp:PATH, image:PATH, or an NBD URI")
-    .option("--fix", "qmp: clear what dead backups left")
+    .argument("[source]", "a source to look at as well: libvirt:DOMAIN, qmp:PATH, image:PATH, or an NBD URI")
+    .option("--fix", "qmp, libvirt: clear what dead backups left")
+    .option("--connect <URI>", "libvirt: the connection, as qemu:///system")
     .option("--guest-agent <PATH>", "qmp: socket of the guest agent");
   return addScratchFlag(command)
     .addHelpText(
@@ -49,6 +59,7 @@ others is touched, and nothing while a backup is running.`,
       `
 Examples:
   blockhaul doctor -r s3://my-bucket/vms nbd://127.0.0.1/vda
+  blockhaul doctor libvirt:web --fix
   blockhaul doctor qmp:/run/web/qmp.sock --guest-agent /run/web/qga.sock --fix`,
     )
     .action(
@@ -67,7 +78,9 @@ Examples:
         if (flags.repository !== undefined || process.env["BLOCKHAUL_REPOSITORY"] !== undefined) {
           findings.push(await examine("repository", cli, () => lookAtRepository(flags, password, cli)));
         }
-        if (source !== undefined && isQmpSource(source))
+        if (source !== undefined && isLibvirtSource(source))
+          findings.push(...(await lookAtDomain(source, flags, cli)));
+        else if (source !== undefined && isQmpSource(source))
           findings.push(...(await lookAtVm(source, flags, cli)));
         else if (source !== undefined && isImageSource(source))
           findings.push(await examine("image", cli, () => lookAtImage(source, cli.run.signal)));
@@ -81,10 +94,15 @@ Examples:
 
 /** @throws AppError E_FLAG (usage). */
 function checkFlags(source: string | undefined, flags: Flags): void {
-  if (source !== undefined && isQmpSource(source)) return;
-  const flag = flags.fix === true ? "--fix" : flags.guestAgent !== undefined ? "--guest-agent" : undefined;
-  if (flag === undefined) return;
-  throw new AppError("usage", "E_FLAG", `${flag} is for a running QEMU: give its monitor as qmp:PATH`);
+  const ofQemu = source !== undefined && isQmpSource(source);
+  const ofLibvirt = source !== undefined && isLibvirtSource(source);
+  const wrong = (flag: string, hint: string): AppError =>
+    new AppError("usage", "E_FLAG", `${flag} is for a running QEMU: give ${hint}`);
+  if (flags.fix === true && !ofQemu && !ofLibvirt) {
+    throw wrong("--fix", "its monitor as qmp:PATH, or libvirt:DOMAIN");
+  }
+  if (flags.guestAgent !== undefined && !ofQemu) throw wrong("--guest-agent", "its monitor as qmp:PATH");
+  if (flags.connect !== undefined && !ofLibvirt) throw wrong("--connect", "its domain as libvirt:DOMAIN");
 }
 
 /** @throws the error of the first finding that failed, when all are shown. */
@@ -108,6 +126,13 @@ async function examine(check: string, cli: CliContext, look: () => Promise<strin
     cli.run.signal.throwIfAborted();
     return { check, status: "failed", detail: messageOf(error), error };
   }
+}
+
+async function lookAtDomain(source: string, flags: Flags, cli: CliContext): Promise<Finding[]> {
+  const { connect, fix = false } = flags;
+  const scratchDir = scratchDirectory(flags);
+  const domain = { domain: libvirtDomain(source), uri: connect, scratchDir, fix };
+  return await checkUpDomain(domain, cli.run.signal);
 }
 
 async function lookAtVm(source: string, flags: Flags, cli: CliContext): Promise<Finding[]> {
