@@ -154,7 +154,9 @@ describe("a run that ends before its time", () => {
     const before = await domain.checkpoints();
     // when all is read, before it is committed
     const steps = ["after backup-begin", "after domstats", "before backup-dumpxml"];
-    await domain.atLast(steps, `/usr/bin/virsh -c '${libvirt.uri}' domjobabort db`);
+    const virsh = `/usr/bin/virsh -c '${libvirt.uri}'`;
+    const gone = `while ${virsh} backup-dumpxml db >/dev/null 2>&1; do sleep 0.02; done`;
+    await domain.atLast(steps, `${virsh} domjobabort db; ${gone}`);
     const run = await domain.backUp();
     expect([run.code, errorOf(run)]).toEqual([14, "E_POINT_IN_TIME_LOST"]);
     expect(await domain.checkpoints()).toEqual(before);
