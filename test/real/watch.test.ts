@@ -92,7 +92,7 @@ test("memory used up, then time used up: no generation, its order stays, and com
   for (const end of ["exhaust", "stall"] as const) {
     const Records = await nextOf(stack);
     const pull = await stack.function("pull");
-    const outcome = pull.invoke({ Records }, 4000).catch((error: unknown) => error);
+    const outcome = pull.invoke({ Records }, 8000).catch((error: unknown) => error);
     await vi.waitFor(async () => {
       const [run] = (await readdir(leases)).filter((one) => !died.includes(one));
       await access(stack.place.path(`repository/${runBeginKey("web", run!)}`));
