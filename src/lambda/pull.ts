@@ -2,7 +2,7 @@ import { fulfil } from "../agent/fulfil.ts";
 import { AppError } from "../errors.ts";
 import type { JobFile } from "../jobs/schema.ts";
 import { outgoing, parseBackupOrder, type BackupOrder } from "../queue/orders.ts";
-import { isQmpSource } from "../settings.ts";
+import { isImageSource, isLibvirtSource, isQmpSource } from "../settings.ts";
 import { isDeadline } from "./deadline.ts";
 import { eachOrder, type OrderTools } from "./each-order.ts";
 import type { LambdaContext } from "./edge.ts";
@@ -25,7 +25,7 @@ async function pull(order: BackupOrder, tools: OrderTools): Promise<void> {
   const { file, runner, deadline, log } = tools;
   const { job, source } = order;
   refuseIdle(order.continued, `The backup of ${source}`);
-  refuseVm(source, file);
+  refuseLocal(source, file);
   const positions = new Map<string, number>();
   const observer = logObserver(log, {
     backup: (_, { disk, position }) => void positions.set(disk, position),
@@ -58,10 +58,11 @@ async function goOn(order: BackupOrder, reached: number, { queue, log }: OrderTo
   log.info("Stopped in time; goes on in another invocation", { job, source, ...next });
 }
 
-/** A VM is backed up over its monitor's socket, with a guard process beside QEMU: that is its host's work. */
-function refuseVm(source: string, file: JobFile): void {
-  const uri = file.sources[source]?.uri;
-  if (uri === undefined || !isQmpSource(uri)) return;
-  const message = `${source} is backed up over the monitor of its QEMU: let an agent on its host do that`;
+/** A VM is backed up over a socket, with a guard process beside QEMU, and an image is a file: that is their host's work. */
+function refuseLocal(source: string, file: JobFile): void {
+  const { uri = "", uris = {} } = file.sources[source] ?? {};
+  const isLocal = (one: string): boolean => isQmpSource(one) || isLibvirtSource(one) || isImageSource(one);
+  if (![uri, ...Object.values(uris)].some(isLocal)) return;
+  const message = `${source} can be read on its host alone: let an agent there back it up`;
   throw new AppError("usage", "E_NOT_FROM_HERE", message, { source });
 }

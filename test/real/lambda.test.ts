@@ -127,6 +127,20 @@ test("a fleet: each source's order to the queue that its host listens to; where 
   expect((await stack.heard()).at(-1)).toContain("host-7.fifo: SendMessageBatch");
 });
 
+test("what only its host can read, pull leaves to an agent there", async () => {
+  const stack = await Stack.start();
+  await stack.place.repository();
+  const local = ["uri: qmp:/run/web.sock", "uri: libvirt:web", "uris: { a: image:/srv/a.qcow2 }"];
+  for (const [index, field] of local.entries()) {
+    const text = stack.place.text().replace(/sources: \{ web: \{.*/, `sources: { web: { ${field} } }`);
+    await writeFile(stack.place.path("blockhaul.yaml"), text.replace("[web, gone]", "[web]"));
+    await stack.aws.send(stack.queue, JSON.stringify(orderFor("web")), String(index));
+    expect((await stack.work("pull")).failed).toHaveLength(1);
+  }
+  const errors = stack.lines().filter(({ level }) => level === "ERROR");
+  expect(errors.map(({ code }) => code)).toEqual(local.map(() => "E_NOT_FROM_HERE"));
+});
+
 test("a queue that is gone, and messages where failures go", async () => {
   const stack = await Stack.start();
   await stack.place.repository();
