@@ -3,6 +3,7 @@ import { dirname, join, resolve } from "node:path";
 import { TiB } from "../bytes/size.ts";
 import { DirectWriter } from "../disk/direct-writer.ts";
 import { only, untilAborted } from "./body.ts";
+import { systemCode } from "../errors.ts";
 import { directoryError, isAbsent, noDirectory } from "./directory-errors.ts";
 import { removeIfThere, TemporaryFolder } from "./directory-temporary.ts";
 import { FileUpload } from "./directory-upload.ts";
@@ -96,7 +97,7 @@ export class DirectoryStore implements ObjectStore {
   }
 
   async getRange(key: string, offset: number, into: Uint8Array, signal: AbortSignal): Promise<void> {
-    await this.#reading(key, signal, (file) => this.#read(key, file, offset, into, signal));
+    await this.#opened(key, signal, (file) => this.#read(key, file, offset, into, signal));
   }
 
   async getTail(key: string, length: number, signal: AbortSignal): Promise<{ bytes: Buffer; size: number }> {
@@ -239,13 +240,20 @@ export class DirectoryStore implements ObjectStore {
     signal: AbortSignal,
     work: (file: FileHandle, size: number) => Promise<T>,
   ): Promise<T> {
-    const path = this.#path(key);
+    return this.#opened(key, signal, async (file) => {
+      const found = await file.stat();
+      if (!found.isFile()) throw noObject(this.location, key);
+      return await work(file, found.size);
+    });
+  }
+
+  async #opened<T>(key: string, signal: AbortSignal, work: (file: FileHandle) => Promise<T>): Promise<T> {
     return this.#guard(key, signal, async () => {
-      const file = await this.#open(path, key);
+      const file = await this.#open(this.#path(key), key);
       try {
-        const found = await file.stat();
-        if (!found.isFile()) throw noObject(this.location, key);
-        return await work(file, found.size);
+        return await work(file);
+      } catch (error) {
+        throw systemCode(error) === "EISDIR" ? noObject(this.location, key, error) : error;
       } finally {
         await file.close();
       }

@@ -82,6 +82,17 @@ describe("temporary files", () => {
   });
 });
 
+test("a folder is no object, in whatever way it is read", async () => {
+  await store.put("packs/one/two", Buffer.from("x"), signal);
+  const reads = [
+    store.get("packs/one", 10, signal),
+    store.getRange("packs/one", 0, Buffer.alloc(1), signal),
+    store.getTail("packs/one", 1, signal),
+  ];
+  for (const read of reads) expect(await failure(read)).toMatchObject({ code: "E_NO_OBJECT" });
+  expect(await store.head("packs/one", signal)).toBeUndefined();
+});
+
 describe("publishing", () => {
   test.each(["put", "putStream", "upload"] as const)(
     "%s: the file is synced before it has its name, and the folders after, from the root down to it",
