@@ -233,7 +233,8 @@ export class RunningDomain {
       froze &&= hasCode(error, "E_FROZEN");
       throw error;
     } finally {
-      await mark.setTaking({ froze, beginning });
+      // where the scratch is full already it cannot be written: it says too much then, which does no harm
+      await mark.setTaking({ froze, beginning }).catch(() => undefined);
     }
   }
 

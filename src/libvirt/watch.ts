@@ -15,7 +15,7 @@ const LOOK_MS = 1000;
  */
 const ENDING_MS = 250;
 
-/** Free bytes of the scratch folder below which a backup ends: at none the guest would be stopped. */
+/** Free bytes of the scratch folder below which a backup that could take more ends: at none the guest would be stopped. */
 const FREE_MIN = 64 * MiB;
 
 export interface Watched {
@@ -100,7 +100,7 @@ export class DomainWatch {
     if (scratchMax !== undefined && scratchUsed > scratchMax) {
       return `the scratch space is used up (${formatSize(scratchUsed)}); give it more with --scratch-size`;
     }
-    return free >= Math.min(FREE_MIN, scratchNeed - scratchUsed)
+    return free >= Math.min(FREE_MIN, (scratchMax ?? scratchNeed) - scratchUsed)
       ? undefined
       : `the scratch folder ${scratchDir} is nearly full (${formatSize(free)} free); choose another with --scratch`;
   }

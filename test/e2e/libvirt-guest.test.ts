@@ -1,9 +1,13 @@
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { MiB } from "../../src/bytes/size.ts";
 import { frozenCopy, needsRecovery } from "../support/guest/disk.ts";
 import { startLibvirtGuest, type LibvirtGuest } from "../support/guest/libvirt-guest.ts";
 import { Libvirt } from "../support/libvirt.ts";
 import { TestDomain } from "../support/libvirt-domain.ts";
+import { mountsWork, mountTmpfs } from "../support/mounts.ts";
 import { generationOf, type VmGenerationJson } from "../support/vm-runs.ts";
 
 /** A guest that is frozen and thawed through libvirt: a real Linux that writes all the time. */
@@ -96,3 +100,26 @@ test("an agent that hangs in the middle of it obeys late: it is thawed all the s
   expect(generationOf(run).consistency).toBe("crash");
   await expectThawed();
 });
+
+test.runIf(mountsWork())(
+  "scratch that is full stops the guest: the backup ends and lets it go on",
+  async () => {
+    const small = join(guest.folder, "small");
+    await mkdir(small);
+    mountTmpfs(small, 24 * MiB);
+    const overwrite = "dd if=/dev/zero of=/mnt/big bs=1M count=40 conv=notrunc,fsync";
+    await guest.console.run(overwrite);
+    const [run] = await Promise.all([
+      domain.backUp("--freeze", "off", "--scratch", small),
+      domain.meanwhile("after backup-begin", async () => {
+        void guest.console.run(overwrite).catch(() => undefined);
+        while (!(await domain.virsh("domstate", guest.name, "--reason")).includes("I/O error"))
+          await delay(50);
+      }),
+    ]);
+    expect(run.said.at(-1)).toMatchObject({ code: "E_POINT_IN_TIME_LOST" });
+    expect(await domain.virsh("domstate", guest.name)).toMatch(/^running/);
+    await expectThawed();
+    expect((await domain.generation("--freeze", "off")).kind).toBe("incremental");
+  },
+);
