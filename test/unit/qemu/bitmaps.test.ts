@@ -242,6 +242,16 @@ describe("several disks", () => {
     expect(ways["vdb"]).toMatchObject({ bitmap: undefined, reason: /without storing/ });
   });
 
+  test("a checkpoint's bitmap is nobody's: it bears one name on all disks, so it may be another's", () => {
+    const name = `bk-${OURS}-${G1}`;
+    const listed = { generation: G1, disks: new Map([["vda", { size: 10 * MiB, bitmap: name }]]) };
+    const ways = waysOf([disk("vda", [bitmap(G1, { name })])], [listed]);
+    expect(ways["vda"]).toEqual({
+      bitmap: undefined,
+      reason: `generation ${G1} has a checkpoint of libvirt`,
+    });
+  });
+
   test("a disk that was added is not in the generation", () => {
     const ways = waysOf([disk("vda", [bitmap(G1)]), disk("vdb", [])], [known(G1)]);
     expect(ways["vda"]!.bitmap).toBeDefined();
