@@ -99,7 +99,7 @@ describe("what is served", () => {
       expect(await compareFiles(await nbdcopied(served.uri, folder), image)).toBeUndefined();
       expect(await served.end("SIGTERM"), `round ${round}`).toMatchObject({ code: 0 });
       const files = (await readdir(cache, { recursive: true })).filter((name) => name.includes("-"));
-      expect(files.length).toBeGreaterThan(20); // of 48 chunks; what the disk is too slow for is left out
+      expect(files.length).toBeGreaterThanOrEqual(8); // of 48 chunks: as many writes as may wait; a slow disk gets no more
       expect(await keysUnder(repository, "profiles/web/")).toHaveLength(1);
     }
     const nowhere = await repository.run("serve", "web", "--cache-disk", join(image, "below"));
