@@ -25,7 +25,7 @@ describe("sources that cannot be", () => {
     ["a password", ["nbd://me:secret@h/web"], /password/],
     ["a fragment", ["nbd://h/web#1"], /%23/],
     ["no name", ["nbd://h"], /--name NAME: the export has no name/],
-    ["no source", ["--name", "web"], /SOURCE \(an NBD URI, or qmp:PATH .*\) or --disk NAME=URI/],
+    ["no source", ["--name", "web"], /SOURCE \(an NBD URI, image:PATH, .*\) or --disk NAME=URI/],
     ["two kinds of source", ["nbd://h/web", "--disk", "a=nbd://h/a"], /either one SOURCE/],
     ["a disk without a name", ["--name", "db", "--disk", "nbd://h/a"], /--disk vda=nbd:/],
     [
