@@ -74,7 +74,7 @@ test("a file of jobs", () => {
     expect.stringContaining("does not tell its format"),
   ]);
   expect(problems({ uri: "image:/vm/web.raw", freeze: "off" })).toEqual([
-    "only of a QEMU that is backed up over its monitor (uri: qmp:PATH)",
+    "only of a QEMU that runs (uri: qmp:PATH or libvirt:DOMAIN)",
   ]);
   expect(problems({ uri: "nbd://h/x", format: "raw" })).toEqual([
     "only of an image that no VM runs on (uri: image:PATH)",
