@@ -1,4 +1,5 @@
 import { AppError } from "../../errors.ts";
+import { pause } from "../../flow/retry.ts";
 import type { FrozenGuest } from "./frozen-guest.ts";
 import {
   errorFacts,
@@ -13,12 +14,18 @@ import {
 /** The parent's silence is looked at this often in its limit. */
 const LOOKS = 5;
 
+/** How long taking down may take, the wait for whoever runs the VM included. */
+export const RECOVERY_MS = 300_000;
+
+/** The pause before it is tried again. */
+const RECOVERY_AGAIN_MS = 1000;
+
 /** What a guard watches over. */
 export interface Guarded {
   /** Undefined: nothing is ever frozen. */
   readonly guest: FrozenGuest | undefined;
-  /** Takes down what a run that has died left. Bounded; may fail. */
-  recover(): Promise<void>;
+  /** Takes down what a run that has died left. Tried again when it fails, until the signal. */
+  takeDown(signal: AbortSignal): Promise<void>;
 }
 
 /**
@@ -110,7 +117,7 @@ export class GuardProcess<Setup extends GuardSetup> {
     if (guarded === undefined) return;
     // Side by side: a VM that stands still cannot thaw, and a frozen guest must not wait until QEMU has answered.
     const thaw = this.#thaw(guarded);
-    const recovery = this.#finished ? undefined : guarded.recover();
+    const recovery = this.#finished ? undefined : recover(guarded);
     void Promise.allSettled([thaw, recovery]).then(() => process.exit());
   }
 
@@ -124,5 +131,18 @@ export class GuardProcess<Setup extends GuardSetup> {
 
   #say(message: FromGuard): void {
     if (process.connected) process.send!(message, undefined, undefined, () => undefined);
+  }
+}
+
+/** @throws the time is over. */
+async function recover(guarded: Guarded): Promise<void> {
+  const late = AbortSignal.timeout(RECOVERY_MS);
+  for (;;) {
+    try {
+      await guarded.takeDown(late);
+      return;
+    } catch {
+      await pause(RECOVERY_AGAIN_MS, late); // who runs the VM may be busy, or starting anew
+    }
   }
 }
