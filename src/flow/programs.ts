@@ -11,6 +11,7 @@ const PACKAGES: Readonly<Record<string, string>> = {
   losetup: "mount",
   mount: "mount",
   umount: "mount",
+  virsh: "libvirt-clients",
 };
 
 /** How often a program is asked to end, and how long it has each time, in milliseconds. */
@@ -128,18 +129,18 @@ export function startLeashed(program: string, args: readonly string[]): RunningP
     child.stdin.destroy();
     if (child.pid !== undefined && !isOver(child)) await once(child, "exit");
   };
-  return { died: deathOf(child, program), stop: letGo };
+  return { died: deathOf(child, program, SH_NOT_FOUND), stop: letGo };
 }
 
-/** Its exit as an error. */
-function deathOf(child: ChildProcess, program: string): Promise<never> {
+/** Its exit as an error. @param notFound the code by which who starts it says that there is no such program. */
+function deathOf(child: ChildProcess, program: string, notFound?: number): Promise<never> {
   const words = lastWords(child);
   const died = new Promise<never>((_, reject) => {
     child.on("error", (error) => reject(systemCode(error) === "ENOENT" ? missing(program, error) : error));
     child.on("close", (code, end) => {
       const message = `${program} ended (${end ?? code}): ${lastLine(words())}`;
       reject(
-        code === SH_NOT_FOUND
+        code !== null && code === notFound
           ? missing(program, message)
           : new AppError("source", "E_PROGRAM", message, { program }),
       );
@@ -171,7 +172,8 @@ async function stop(child: ChildProcess): Promise<void> {
   await exited;
 }
 
-function missing(program: string, cause: unknown): AppError {
+/** E_PROGRAM_MISSING (usage), which says what to install. */
+export function missing(program: string, cause: unknown): AppError {
   const from = PACKAGES[program];
   const hint = from === undefined ? "" : `; on Debian: apt install ${from}`;
   const message = `${program} is not installed${hint}`;

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { env } from "node:process";
 import { AppError, systemCode, type ErrorCode, type ErrorKind } from "../errors.ts";
+import { missing } from "../flow/programs.ts";
 
 /** What a call may take, milliseconds. Libvirt itself gives up after 30 s when somebody else has the domain. */
 const CALL_MS = 60_000;
@@ -68,7 +69,7 @@ export class Virsh {
       execFile("virsh", whole, options, (error, stdout, stderr) => {
         if (error === null) resolve(stdout);
         else if (signal?.aborted === true) reject(signal.reason);
-        else if (systemCode(error) === "ENOENT") reject(missing(error));
+        else if (systemCode(error) === "ENOENT") reject(missing("virsh", error));
         else if (error.killed === true) reject(silent(command, timeoutMs, error));
         else reject(failed(command, stderr || stdout || error.message));
       });
@@ -117,11 +118,6 @@ export function failed(command: string, said: string): AppError {
     "E_LIBVIRT" as const,
   ];
   return new AppError(kind, code, `Libvirt: ${words || `virsh ${command} failed`}`, { command });
-}
-
-function missing(cause: unknown): AppError {
-  const message = "virsh is not installed; on Debian: apt install libvirt-clients";
-  return new AppError("usage", "E_PROGRAM_MISSING", message, { program: "virsh" }, cause);
 }
 
 function silent(command: string, ms: number, cause: unknown): AppError {
