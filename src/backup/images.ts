@@ -3,13 +3,7 @@ import type { SourceFormat } from "../image/formats.ts";
 import { addImageBitmap, removeImageBitmap, whyReadOnly } from "../image/image-bitmaps.ts";
 import { serveImage, type ServedImage } from "../image/image-source.ts";
 import { inspectImage, looksLikeQcow2, type InspectedImage } from "../image/inspect.ts";
-import {
-  disabledBitmaps,
-  staleBitmaps,
-  type Ledger,
-  type LedgerDisk,
-  type PlacedBitmap,
-} from "../qemu/bitmaps.ts";
+import { disabledBitmaps, staleBitmaps, type Ledger, type LedgerDisk } from "../qemu/bitmaps.ts";
 import { BITMAP_GRANULARITY } from "../qemu/fleecing.ts";
 import { generationBitmap } from "../qemu/names.ts";
 import { candidates, planByBitmaps, type BitmapWish } from "./bitmap-plan.ts";
@@ -204,13 +198,15 @@ export class ImageSource implements BackupSource {
   /** Removes the bitmaps that the outcome makes superfluous. What cannot be removed is left to the next run. Never throws. */
   async #settle(outcome: Outcome, generation: string): Promise<void> {
     const { repository, warn } = this.#wish;
-    for (const [index, { name, path, newBitmap }] of this.#disks.entries()) {
+    for (const disk of this.#disks) {
+      const { path, newBitmap } = disk;
       if (newBitmap === undefined || outcome === "unknown") continue;
-      const stale = (disk: LedgerDisk): readonly Pick<PlacedBitmap, "name">[] =>
-        outcome === "failed" ? [{ name: newBitmap }] : staleBitmaps([disk], repository, generation);
-      const disk = ledgerDisk(name, this.#inspected[index]!);
+      const stale =
+        outcome === "failed"
+          ? [newBitmap]
+          : staleBitmaps([this.#ledgerDisk(disk)], repository, generation).map(({ name }) => name);
       try {
-        for (const bitmap of stale(disk)) await removeImageBitmap(path, bitmap.name);
+        for (const name of stale) await removeImageBitmap(path, name);
       } catch (error) {
         warn(`A bitmap that is of no use stays in ${path} until the next backup: ${messageOf(error)}`);
       }

@@ -50,29 +50,18 @@ export type SourceWish =
 /** What a backup connects to its source with. @param repository its id, which names what is left in a QEMU. */
 export function connectorOf(wish: SourceWish, repository: string): BackupRequest["connect"] {
   const { full, connections } = wish;
+  const common = { source: wish.source.name, repository, full, connections };
   if ("qemu" in wish) {
-    const { qemu, source } = wish;
-    return (run, purpose, signal) =>
-      QemuSource.connect(
-        { ...qemu, source: source.name, repository, full, connections },
-        run,
-        purpose,
-        signal,
-      );
-  }
-  if ("images" in wish) {
-    const images = { ...wish, source: wish.source.name, repository };
-    return (_run, _purpose, signal) => ImageSource.connect(images, signal);
+    const vm = { ...wish.qemu, ...common };
+    return (run, purpose, signal) => QemuSource.connect(vm, run, purpose, signal);
   }
   if ("libvirt" in wish) {
-    const { libvirt, source } = wish;
-    return (run, purpose, signal) =>
-      DomainSource.connect(
-        { ...libvirt, source: source.name, repository, full, connections },
-        run,
-        purpose,
-        signal,
-      );
+    const domain = { ...wish.libvirt, ...common };
+    return (run, purpose, signal) => DomainSource.connect(domain, run, purpose, signal);
+  }
+  if ("images" in wish) {
+    const images = { ...wish, ...common };
+    return (_run, _purpose, signal) => ImageSource.connect(images, signal);
   }
   const { source, bitmap, parent } = wish;
   const heldStill = { source: source.name, full, bitmap, parent };

@@ -29,15 +29,20 @@ export async function checkpointsOf(
   look: "dirty" | "disks",
   signal: AbortSignal,
 ): Promise<Checkpoint[]> {
-  const names = (await domain.ask("checkpoint-list", ["--name"], signal)).split("\n");
   const found: Checkpoint[] = [];
-  for (const name of names.map((line) => line.trim())) {
+  for (const name of await checkpointNames(domain, signal)) {
     const of = parseCheckpoint(name);
     if (of?.repository !== repository) continue;
     const checkpoint = await describe(domain, name, of, look, signal);
     if (checkpoint !== undefined) found.push(checkpoint);
   }
   return found;
+}
+
+/** Names of all that a domain has, ours or not. @throws as `Virsh.run`. */
+export async function checkpointNames(domain: DomainHandle, signal: AbortSignal): Promise<string[]> {
+  const lines = (await domain.ask("checkpoint-list", ["--name"], signal)).split("\n");
+  return lines.map((line) => line.trim()).filter((name) => name !== "");
 }
 
 /** Undefined when it is gone meanwhile. */

@@ -2,6 +2,7 @@ import { formatSize } from "../bytes/size.ts";
 import { findRuns } from "../qemu/run-file.ts";
 import { refuseIothreads } from "../qemu/requirements.ts";
 import { failed, scratchFinding, type VmFinding } from "../qemu/vm-findings.ts";
+import { checkpointNames } from "./checkpoints.ts";
 import { DomainHandle, type Domain } from "./domain.ts";
 import { backupJob } from "./jobs.ts";
 import { parseCheckpoint, runKey, tokenOfSocket } from "./names.ts";
@@ -67,8 +68,8 @@ async function diskFindings(
 }
 
 async function checkpointFinding(handle: DomainHandle, signal: AbortSignal): Promise<VmFinding> {
-  const names = (await handle.ask("checkpoint-list", ["--name"], signal)).split("\n").filter(Boolean);
-  const ours = names.filter((name) => parseCheckpoint(name.trim()) !== undefined).length;
+  const names = await checkpointNames(handle, signal);
+  const ours = names.filter((name) => parseCheckpoint(name) !== undefined).length;
   const detail = `${ours} of backups, ${names.length - ours} of others`;
   return { check: "checkpoints", status: "ok", detail };
 }

@@ -131,8 +131,8 @@ function disksIn(domain: Element, sizes: ReadonlyMap<string, number>): DomainDis
     const images = imagesOf(disk);
     const kind = attributeOf(disk, "device") ?? "disk";
     if (name === undefined || size === undefined || images.length === 0 || kind !== "disk") return [];
-    const format = attributeOf(childOf(disk, "driver"), "type") ?? "raw";
     const driver = childOf(disk, "driver");
+    const format = attributeOf(driver, "type") ?? "raw";
     const iothread = attributeOf(driver, "iothread") ?? childOf(driver, "iothreads");
     const readOnly = childOf(disk, "readonly") !== undefined;
     return { name, size, format, readOnly, iothread: iothread !== undefined, images };

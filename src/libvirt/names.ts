@@ -1,6 +1,7 @@
-const UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
+import { TOKEN, UUID } from "../qemu/names.ts";
+
 const CHECKPOINT_FORM = new RegExp(`^bk-(${UUID})-(${UUID})$`);
-const SOCKET_FORM = /(?:^|\/)bk-([0-9a-f]{12})\.sock$/;
+const SOCKET_FORM = new RegExp(`(?:^|/)bk-(${TOKEN})\\.sock$`);
 
 /**
  * The checkpoint of a domain that records what changes after a generation. What has no such name is somebody else's.

@@ -17,8 +17,8 @@ import { join } from "node:path";
  * The token is that of a run: 12 hexadecimal digits. N counts the disks of a run, so a node's name has at most 21
  * of the 31 bytes that QEMU allows. What has no such name is somebody else's.
  */
-const UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
-const TOKEN = "[0-9a-f]{12}";
+export const UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}";
+export const TOKEN = "[0-9a-f]{12}";
 const INDEX = "0|[1-9][0-9]{0,3}";
 
 const NODE_FORM = new RegExp(`^bk-(${TOKEN})-([sfbca])(${INDEX})$`);

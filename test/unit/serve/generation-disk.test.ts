@@ -107,6 +107,9 @@ describe("what is read", () => {
     expectSame(await readAt(disk, 0, 2 * CHUNK), Buffer.alloc(2 * CHUNK));
     expectSame(await readAt(disk, 3 * CHUNK + 5, 100), Buffer.alloc(100));
     expect(ranges).toEqual([]);
+    const lent = await disk.lend(CHUNK, 4 * CHUNK, signal);
+    expect(lent.pieces.map(({ zero }) => zero)).toEqual([true, false, true, false]);
+    lent.release();
     expect(await extentsOf(disk, CHUNK + 1, 5 * CHUNK)).toEqual([
       { offset: CHUNK + 1, length: CHUNK - 1, state: "zero" },
       { offset: 2 * CHUNK, length: CHUNK, state: "data" },
